@@ -1,0 +1,42 @@
+"""The words that plan, runner, bundle and report share: one step of a build, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the build: `name` is `teacher`, `score-teacher`, `distill`, …, or with its target `qat@arm`, `bench@arm`."""
+
+    name: str
+    stage: str
+    target: str | None
+    fingerprint: str
+    identity: Mapping[str, Any]
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """input name (without target) to step name"""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that is finished: `folder` is its artifact in the store; `seconds`, `peak_memory_bytes` from when it ran."""
+
+    step: Step
+    folder: Path
+    state: Literal["built", "kept"]
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A build that ran to its end. `results` by step name in order; `config`: the resolved configuration as JSON value."""
+
+    project: Path
+    name: str
+    config: Mapping[str, Any]
+    command: str
+    targets: tuple[str, ...]
+    results: Mapping[str, StepResult]

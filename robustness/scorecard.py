@@ -1,0 +1,84 @@
+"""The scorecard: all quality figures of one model on one split, each with n and a 95 % interval."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Threat = Literal["linf", "l2"]
+
+
+class Figure(BaseModel, extra="forbid", frozen=True):
+    """A measured number and its 95 % interval, or the reason why there is none. Accuracies are in per cent."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    reason: str | None = Field(None, description="why it was not measured; None where it was")
+
+
+class AttackFigure(BaseModel, extra="forbid", frozen=True):
+    """Accuracy under one attack. `crafted_on`: the models whose gradients (or answers) made the samples; worst case over them."""
+
+    name: str = Field(description="as in [evaluate] attacks: 'fgsm', 'pgd-20'")
+    norm: Threat
+    epsilon: float
+    steps: int
+    restarts: int
+    crafted_on: tuple[str, ...]
+    accuracy: Figure
+
+
+class CorruptionFigure(BaseModel, extra="forbid", frozen=True):
+    """Accuracy under one corruption at one severity, 1 (weak) to 5 (strong)."""
+
+    name: str
+    severity: int = Field(ge=1, le=5)
+    accuracy: Figure
+
+
+class EpsilonPoint(BaseModel, extra="forbid", frozen=True):
+    """One point of robust accuracy against epsilon; accuracy at 0 is the clean one on the same samples."""
+
+    epsilon: float
+    accuracy: Figure
+
+
+class ReliabilityBin(BaseModel, extra="forbid", frozen=True):
+    """One of the equal-width confidence bins: mean confidence and accuracy in [0, 1], None where empty."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class MaskingCheck(BaseModel, extra="forbid", frozen=True):
+    """One sanity check of the attacks (DESIGN §7.3). `passed` None: could not be checked, `detail` says why."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Scorecard(BaseModel, extra="forbid", frozen=True):
+    """One model, judged. `model`: 'teacher', 'student', 'pruned', 'twin', 'int8', 'ptq', 'float'."""
+
+    model: str
+    form: Literal["network", "twin", "file"]
+    runtime: str | None = Field(None, description="'onnxruntime 1.32.0 CPU' for a file; None for a torch network")
+    split: Literal["test", "validation"] = "test"
+    size_bytes: int
+    parameters: int | None = None
+    macs: int | None = None
+    clean: Figure
+    nll: Figure = Field(description="mean negative log-likelihood in nats")
+    ece: Figure = Field(description="expected calibration error, 15 equal-width bins, per cent")
+    attacks: tuple[AttackFigure, ...] = ()
+    robust: Figure = Field(description="per-sample worst over all attacks at the configured epsilon")
+    epsilon_curve: tuple[EpsilonPoint, ...] = ()
+    corruptions: tuple[CorruptionFigure, ...] = ()
+    corruption_mean: Figure
+    reliability: tuple[ReliabilityBin, ...] = ()
+    masking: tuple[MaskingCheck, ...] = ()

@@ -1,0 +1,44 @@
+"""What a data set is to the rest of kdpipe: three splits that are read by index, and a digest of their content."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+class Split(Protocol):
+    """One split. Labels are in memory; samples are read when asked for, so that a set may be larger than memory."""
+
+    @property
+    def labels(self) -> Int64Array:
+        """The class indices, (n,), each in [0, classes)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Int64Array) -> Float32Array:
+        """The samples at `indices`, (len(indices), *shape), contiguous, in the value range of the data."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A loaded data set. Images: shape (channels, height, width), values in [0, 1].
+
+    `digest`: sha256 over the content of all splits (samples, labels, classes, order), so that it does not depend on
+    where the files lie. `mean`, `std`: per channel, of the training split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    train: Split
+    validation: Split
+    test: Split
+    digest: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
