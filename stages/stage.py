@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from kdpipe.targets.profile import Profile
 from kdpipe.tasks.data.splits import DataSplits
+from kdpipe.tasks.task import Task
 
 Item = TypeVar("Item")
 
@@ -32,6 +33,7 @@ class Inputs:
 
     artifacts: Mapping[str, Path]
     data: DataSplits
+    task: Task
     profile: Profile | None = None
 
 
@@ -40,10 +42,11 @@ class Context:
     """`folder`: the step's own work folder; what it holds at the end is the artifact.
 
     After a kill the same folder is handed in again, with all it held: a training finds its checkpoint there, and
-    removes it when it ends. `threads`: torch threads in use.
+    removes it when it ends. `project`: what relative paths of the configuration are relative to. `threads`: torch threads in use.
     """
 
     folder: Path
+    project: Path
     seed: int
     threads: int
     progress: Progress
