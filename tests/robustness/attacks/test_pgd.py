@@ -55,7 +55,7 @@ def test_the_optimum_of_a_linear_model_is_reached(norm):
     w = torch.randn(64, generator=generator(3))
     x = torch.full((4, 1, 8, 8), 0.5)
     epsilon = 0.1
-    x_adv = maximise(x, lambda z: -(z.flatten(1) @ w), Attack(norm=norm, epsilon=epsilon, steps=50), generator())
+    x_adv = maximise(x, lambda z: -(z.flatten(1) @ w), Attack(norm=norm, epsilon=epsilon, steps=50, step_size=epsilon / 4), generator())
     dual = w.abs().sum() if norm == "linf" else w.norm()
     assert torch.allclose((x - x_adv).flatten(1) @ w, epsilon * dual.expand(4), rtol=1e-3)
 
