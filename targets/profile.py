@@ -1,6 +1,289 @@
-"""(to be written by the targets part) Profile schema."""
-from pydantic import BaseModel
+"""A target's profile: where the file will run and which rules follow from that, as data.
+
+Four ship in `targets/profiles/`; a user's own is a `.toml` with the same keys, whole or on top of another one by
+`extends = "arm"`. Tables are merged key by key, lists and values are replaced.
+"""
+
+import difflib
+import hashlib
+import platform
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from kdpipe.foundation.errors import ConfigError, Problem
+from kdpipe.foundation.files import canonical_json
+from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.targets.instruction_sets import ARCHITECTURES, NAMES, probe
+
+SHIPPED = "kdpipe.targets.profiles"
+DEFAULT_VARIANT = "default"
+
+DeviceClass = Literal["x86-cpu", "arm-cpu", "nvidia-gpu", "intel-npu"]
+_ARCHITECTURE = {"x86-cpu": "x86-64", "arm-cpu": "aarch64"}  # those that a host's CPU can be
+
+
+def _specifier(value: str) -> str:
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{value!r} is not a version range such as '>=1.22,<2'") from error
+    return value
+
+
+def _instruction_set(value: str) -> str:
+    if value not in NAMES:
+        near = difflib.get_close_matches(value, NAMES, n=1)
+        raise ValueError(f"unknown instruction set {value!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(NAMES))}"))
+    return value
+
+
+InstructionSet = Annotated[str, AfterValidator(_instruction_set)]
+Threads = Literal["1", "2", "4", "8", "all"]
+
+
+class RuntimeNeed(BaseModel, extra="forbid", frozen=True):
+    """A runtime in which the file is checked on the host, `[[runtimes]]`."""
+
+    name: str = Field(description="onnxruntime, openvino, or your own: package.module:name")
+    versions: Annotated[str, AfterValidator(_specifier)] = Field("", description="version range of its distribution, e.g. '>=1.22,<2'; empty: any")
+
+
+class InstructionNeeds(BaseModel, extra="forbid", frozen=True):
+    """`[instruction_sets]`: names of `targets/instruction_sets.py`."""
+
+    needs: tuple[InstructionSet, ...] = Field((), description="all of these must be there, else the file is not measured")
+    fast_on: tuple[InstructionSet, ...] = Field((), description="one of these makes int8 clearly faster than float")
+    exact_on: tuple[InstructionSet, ...] = Field((), description="a host with one of these computes the file without saturation")
+
+
+class Variant(BaseModel, extra="forbid", frozen=True):
+    """`[variants.<name>]`: another scheme for devices that can do more; chosen by the user."""
+
+    title: str = Field(description="one line for listings")
+    needs: tuple[InstructionSet, ...] = Field(min_length=1, description="what the device must have, beside the profile's needs")
+    exact_on: tuple[InstructionSet, ...] = Field(min_length=1, description="as in [instruction_sets], for this scheme")
+    scheme: Scheme
+
+
+class Calibration(BaseModel, extra="forbid", frozen=True):
+    """`[calibration]`: how activation ranges are found, on training data only."""
+
+    samples: int = Field(512, ge=1, description="training samples")
+    method: Literal["minmax", "percentile", "mse"] = "minmax"
+    percentile: float = Field(99.99, gt=50, le=100, description="kept share of the activations in per cent, for method 'percentile'")
+
+
+class BenchSettings(BaseModel, extra="forbid", frozen=True):
+    """`[bench]` of a profile: what is measured unless the project says otherwise."""
+
+    threads: tuple[Threads, ...] = Field(("1", "all"), min_length=1, description="thread counts; 'all': every core of the device")
+    hint: Literal["latency", "throughput"] = Field("latency", description="the runtime's performance hint, where it has one")
+    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((1, 32), min_length=1, description="batch sizes; a static file has one only")
+    percentiles: tuple[Literal[50, 90, 95, 99], ...] = Field((50, 90, 95, 99), min_length=1, description="latency percentiles")
+    seconds: float = Field(1.5, gt=0, le=600, description="measured time of one comparison (all models, one runtime, batch and thread count)")
 
 
 class Profile(BaseModel, extra="forbid", frozen=True):
-    name: str
+    """Everything about a target that is not the network. `variant` is the user's choice among `default` and `variants`."""
+
+    name: str = Field(description="the file's name without .toml")
+    title: str = Field(description="one line for listings")
+    variant: str = Field(DEFAULT_VARIANT, description="'default': [scheme]; else a name of [variants]")
+    device_class: DeviceClass
+    accelerator: Literal["CPU", "TensorRT", "NPU"] = Field("CPU", description="what computes on the device")
+    runtimes: tuple[RuntimeNeed, ...] = Field(min_length=1, description="where the file is checked on the host")
+    instruction_sets: InstructionNeeds = Field(default_factory=InstructionNeeds)
+    scheme: Scheme
+    variants: dict[str, Variant] = Field(default_factory=dict)
+    opset: int = Field(18, ge=13, description="opset of the exported file; per-channel Q/DQ needs 13")
+    opset_range: tuple[int, int] = Field((13, 20), description="lowest and highest opset that the target takes")
+    batch: Literal["dynamic", "static"] = "dynamic"
+    static_batch: int = Field(1, ge=1, description="the batch size of a static file")
+    keep_float: tuple[str, ...] = Field((), description="operators that are not quantized")
+    forbidden: tuple[str, ...] = Field((), description="operators that the target does not run")
+    calibration: Calibration = Field(default_factory=Calibration)
+    bench: BenchSettings = Field(default_factory=BenchSettings)
+    formats: tuple[Literal["onnx", "openvino-ir"], ...] = Field(("onnx",), min_length=1, description="files of the bundle")
+    compile_on: Literal["host", "device"] = Field("host", description="where the runtime's own form is made")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high = self.opset_range
+        if not low <= self.opset <= high:
+            raise ValueError(f"opset = {self.opset} is not in opset_range = [{low}, {high}]")
+        if self.variant != DEFAULT_VARIANT and self.variant not in self.variants:
+            raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join([DEFAULT_VARIANT, *self.variants])}")
+        if DEFAULT_VARIANT in self.variants:
+            raise ValueError("[variants.default] is taken: the default variant is [scheme]")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the whole resolved profile with the chosen variant; titles count too, a renamed profile is another one."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
+    @property
+    def chosen_scheme(self) -> Scheme:
+        """The scheme of the chosen variant."""
+        return self.scheme if self.variant == DEFAULT_VARIANT else self.variants[self.variant].scheme
+
+    @property
+    def architecture(self) -> str | None:
+        """`x86-64` or `aarch64` for a CPU target; None for accelerators."""
+        return _ARCHITECTURE.get(self.device_class)
+
+    def scheme_for(self, instruction_sets: frozenset[str] | None) -> Scheme:
+        """The scheme for a device with these instruction sets; None: the device is not known, the user's choice is trusted.
+
+        The default scheme is right on every device of the class. Raises ConfigError when the chosen variant needs what
+        a device of the same architecture lacks; sets of another architecture (the host of a cross build) decide nothing.
+        """
+        if instruction_sets is not None and self.architecture in instruction_sets:
+            missing = [name for name in self._variant_needs() if name not in instruction_sets]
+            if missing:
+                raise ConfigError(
+                    f"variant {self.variant!r} needs {', '.join(missing)}, which the device does not have",
+                    at=f"profile {self.name}",
+                    do=f"use variant = {DEFAULT_VARIANT!r}, which is right on every device of this class",
+                )
+        return self.chosen_scheme
+
+    def exact_on(self, instruction_sets: frozenset[str]) -> bool:
+        """Whether a host with these instruction sets computes the int8 file without saturation, so that its quality here is its quality there."""
+        able = self.instruction_sets.exact_on if self.variant == DEFAULT_VARIANT else self.variants[self.variant].exact_on
+        return not instruction_sets.isdisjoint(able)
+
+    def why_not_measurable(self, instruction_sets: frozenset[str]) -> str | None:
+        """Why a machine with these instruction sets cannot measure the target's latency; None: it can."""
+        if self.architecture is None:
+            return f"not measured: no device (the target computes on {self.accelerator}, this host measures its CPU only)"
+        if self.architecture not in instruction_sets:
+            return f"not measured: no device (the target is {self.architecture}, this host is not)"
+        missing = [name for name in (*self.instruction_sets.needs, *self._variant_needs()) if name not in instruction_sets]
+        return f"not measured: this host lacks {', '.join(missing)}" if missing else None
+
+    def measurable_here(self) -> bool:
+        """Whether this host can measure the target's latency, by probing it now."""
+        return self.why_not_measurable(probe()) is None
+
+    def _variant_needs(self) -> tuple[str, ...]:
+        return () if self.variant == DEFAULT_VARIANT else self.variants[self.variant].needs
+
+
+def profile_names() -> list[str]:
+    """The names of the profiles that ship, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in files(SHIPPED).iterdir() if entry.name.endswith(".toml"))
+
+
+def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = None) -> Profile:
+    """The profile that ships under this name, or the one in a `.toml` file; `at` says where the name was written.
+
+    `variant` overrides the file's. Raises ConfigError: unknown name, file missing or not TOML, unknown keys (with the
+    nearest one), values out of range (all problems of the file in one go).
+    """
+    path = _located(str(name_or_path), at=at)
+    keys = _resolved(path, at=at, visited=())
+    keys.setdefault("name", path.stem)
+    if variant is not None:
+        keys["variant"] = variant
+    try:
+        return Profile.model_validate(keys)
+    except ValidationError as error:
+        raise ConfigError.gather([_problem(details, path) for details in error.errors()]) from error
+
+
+def host_architecture() -> str:
+    """`x86-64`, `aarch64`, or the system's own word for something else."""
+    machine = platform.machine().lower()
+    return ARCHITECTURES.get(machine, machine)
+
+
+def _located(name: str, *, at: str) -> Path:
+    known = profile_names()
+    if name in known:
+        return Path(str(files(SHIPPED).joinpath(f"{name}.toml")))
+    if not name.endswith(".toml"):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown target profile {name!r}", at=at, do=f"{hint}profiles that ship: {', '.join(known)}; your own: a path that ends in .toml")
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"no such profile file: {path}", at=at, do="check the path; it is relative to the file that names it")
+    return path
+
+
+def _resolved(path: Path, *, at: str, visited: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in visited:
+        raise ConfigError(f"profiles extend each other: {' → '.join(step.name for step in (*visited, path))}", at=at, do="remove one of the 'extends'")
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile is not valid TOML: {error}", at=path, do="mend the line that the message names") from error
+    parent = keys.pop("extends", None)
+    if parent is None:
+        return keys
+    if not isinstance(parent, str):
+        raise ConfigError(f"extends = {parent!r} is not a name", at=path, do='write extends = "arm" or a path that ends in .toml')
+    where = str(path.parent / parent) if parent.endswith(".toml") else parent
+    inherited = _resolved(_located(where, at=f"{path}: extends"), at=str(path), visited=(*visited, path.resolve()))
+    return _merged(inherited, keys)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _problem(details: ErrorDetails, path: Path) -> Problem:
+    parts = [part for part in details["loc"] if isinstance(part, str)]
+    table, key = ".".join(parts[:-1]), parts[-1] if parts else ""
+    where = _place(path, table, key)
+    section = f"[{table}]" if table else "the profile"
+    if details["type"] == "extra_forbidden":
+        known = _keys_of(parts[:-1])
+        near = difflib.get_close_matches(key, known, n=1)
+        return Problem(f"unknown key {key!r} in {section}", where, f"did you mean {near[0]!r}?" if near else f"keys of {section}: {', '.join(known)}")
+    if details["type"] == "missing":
+        return Problem(f"missing key {key!r} in {section}", str(path), f"add it, or extend a profile that ships: extends = {profile_names()[0]!r}")
+    reason = details["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(details["input"], dict) else f"{key} = {details['input']!r}: "
+    return Problem(f"{value}{reason}", where, "correct the value; docs/targets.md lists what each key takes")
+
+
+def _place(path: Path, table: str, key: str) -> str:
+    """`file:line` of `key` in `[table]`, or the file alone where the key comes from a profile that this one extends."""
+    current = ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.split("#", 1)[0].strip()
+        if text.startswith("["):
+            current = text.strip("[]").strip()
+            if current == f"{table}.{key}".lstrip("."):
+                return f"{path}:{number}"
+        elif current == table and text.split("=", 1)[0].strip().strip("\"'") == key:
+            return f"{path}:{number}"
+    return str(path)
+
+
+def _keys_of(parts: list[str]) -> list[str]:
+    model: Any = Profile
+    for part in parts:
+        if model is Profile and part == "variants":
+            model = None
+        elif model is None:
+            model = Variant
+        else:
+            field = model.model_fields.get(part)
+            inner = field.annotation if field is not None else None
+            model = RuntimeNeed if part == "runtimes" else inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Profile
+    own = sorted((model or Variant).model_fields)
+    return ["extends", *own] if model is Profile else own
