@@ -1,0 +1,132 @@
+"""`[budgets]`: what the shipped file must keep to, each judged on the unfavourable 95 % bound, never on the point estimate.
+
+A budget that cannot be checked is not met: it says why, and the build ends with exit code 4.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
+from kdpipe.pipeline.steps import BuildResult
+from kdpipe.robustness.paired import paired_difference
+
+State = Literal["met", "missed", "not checkable"]
+
+
+class Budgets(BaseModel, extra="forbid", frozen=True):
+    """`[budgets]` and `[targets.NAME.budgets]`. Each is optional; the worst runtime of the target counts."""
+
+    clean_drop: float | None = Field(
+        None, ge=-100, le=100, description="percentage points that the int8 file may lose to the teacher on clean data; the drop's upper 95 % bound counts"
+    )
+    robust_accuracy: float | None = Field(
+        None, ge=0, le=100, description="per cent that the int8 file keeps under the worst of all attacks; the lower 95 % bound counts"
+    )
+    size_kb: float | None = Field(None, gt=0, description="size of the int8 file in kB (1000 bytes)")
+    p90_ms: float | None = Field(None, gt=0, description="90th percentile of the latency at batch 1 on the target's device, in ms; the upper 95 % bound counts")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One budget of one target. `bound`: the measured bound that was compared with `limit`, None where there is none; `reason` in words."""
+
+    name: str
+    target: str
+    limit: float
+    unit: str
+    bound: float | None
+    state: State
+    reason: str
+
+
+def check_budgets(build: BuildResult, budgets: Mapping[str, Budgets]) -> tuple[Verdict, ...]:
+    """A verdict for each budget that is set, in the order of the targets; `budgets` by target name."""
+    results = read_results(build)
+    return tuple(verdict for target in build.targets if target in budgets for verdict in _of_target(results, target, budgets[target]))
+
+
+def exit_code(verdicts: Iterable[Verdict]) -> int:
+    """3 where a budget is missed, else 4 where one could not be checked, else 0.
+
+    A missed one wins: it is a fact about the product, and it stays one when the device is there.
+    """
+    states = {verdict.state for verdict in verdicts}
+    return 3 if "missed" in states else 4 if "not checkable" in states else 0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A bound that can be compared with the limit, or (`bound` None) why there is none."""
+
+    bound: float | None
+    reason: str
+
+
+def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]:
+    tail = results.targets[target]
+    verdicts = []
+    if budgets.clean_drop is not None:
+        drops = [_clean_drop(results.teacher, file) for file in tail.files]
+        verdicts.append(_verdict("clean_drop", target, budgets.clean_drop, "points", drops, worst=max))
+    if budgets.robust_accuracy is not None:
+        verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", [_robust_accuracy(file) for file in tail.files], worst=min))
+    if budgets.size_kb is not None:
+        sizes = [_Measured(file.card.size_bytes / 1000, f"the file in {file.name}") for file in tail.files]
+        verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", sizes, worst=max))
+    if budgets.p90_ms is not None:
+        verdicts.append(_verdict("p90_ms", target, budgets.p90_ms, "ms", _p90s(tail), worst=max))
+    return verdicts
+
+
+def _verdict(name: str, target: str, limit: float, unit: str, measured: Sequence[_Measured], worst: Callable[[float, float], float]) -> Verdict:
+    """`worst` is max where the limit is a ceiling, min where it is a floor."""
+
+    def misses(bound: float) -> bool:
+        return worst(bound, limit) != limit
+
+    known = [(it.bound, it.reason) for it in measured if it.bound is not None]
+    unknown = [it for it in measured if it.bound is None]
+    missed = [it for it in known if misses(it[0])]
+    if missed or (known and not unknown):
+        bound, reason = max(known, key=lambda it: it[0]) if worst is max else min(known, key=lambda it: it[0])
+        return Verdict(name, target, limit, unit, bound, "missed" if missed else "met", reason)
+    reason = unknown[0].reason if unknown else "the int8 file was not judged in this build"
+    return Verdict(name, target, limit, unit, None, "not checkable", reason)
+
+
+def _clean_drop(teacher: Judged | None, file: Judged) -> _Measured:
+    if teacher is None or "clean" not in teacher.correct:
+        return _Measured(None, "the teacher was not judged in this build")
+    if "clean" not in file.correct:
+        return _Measured(None, f"{file.name}: {file.card.clean.reason or 'clean accuracy was not measured'}")
+    lost = paired_difference(file.correct["clean"], teacher.correct["clean"])
+    return _Measured(lost.high, f"teacher minus {file.name}: {lost.value:.2f} points, 95 % interval [{lost.low:.2f}, {lost.high:.2f}], paired, n = {lost.n}")
+
+
+def _robust_accuracy(file: Judged) -> _Measured:
+    robust = file.card.robust
+    if robust.value is None or robust.low is None:
+        return _Measured(None, f"{file.name}: {robust.reason or 'no interval of the accuracy under attack'}")
+    return _Measured(robust.low, f"{file.name}: {robust.value:.2f} %, 95 % interval [{robust.low:.2f}, {robust.high:.2f}], n = {robust.n}")
+
+
+def _p90s(tail: TargetResults) -> list[_Measured]:
+    if tail.bench is None:
+        return [_Measured(None, "no bench was run in this build")]
+    if tail.bench.not_measured is not None:
+        return [_Measured(None, tail.bench.not_measured)]
+    measured = []
+    for latency in tail.bench.latencies:
+        if latency.model == "int8" and latency.batch == 1:
+            where = f"{latency.runtime}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"
+            p90 = latency.p90
+            if p90.value_ms is None or p90.high_ms is None:
+                measured.append(_Measured(None, f"{where}: {p90.reason or 'no interval of p90'}"))
+            else:
+                measured.append(
+                    _Measured(p90.high_ms, f"{where}: {p90.value_ms:.3g} ms, 95 % interval [{p90.low_ms:.3g}, {p90.high_ms:.3g}], {latency.runs} runs")
+                )
+    return measured or [_Measured(None, "the int8 file was not measured at batch 1")]

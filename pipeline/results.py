@@ -1,0 +1,143 @@
+"""What a finished build holds, read once and typed: for the budgets, the table, the bundle and the report.
+
+The steps' files are data from outside (a store may be old, or edited by hand): they are checked here and trusted after.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from kdpipe.foundation.errors import VerificationError
+from kdpipe.pipeline.steps import BuildResult
+from kdpipe.robustness.scorecard import Scorecard
+from kdpipe.targets.measurements import Bench
+
+BoolArray = npt.NDArray[np.bool_]
+
+SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model with its scorecard. `correct`: bool arrays over the test samples by kind: 'clean', 'robust', 'attack/pgd-20', …"""
+
+    card: Scorecard
+    target: str | None
+    correct: Mapping[str, BoolArray]
+
+    @property
+    def name(self) -> str:
+        """What the model is called in tables and pictures: 'student', 'int8 onnxruntime'; the runtime's version stands elsewhere."""
+        return self.card.model if self.card.runtime is None else f"{self.card.model} {self.card.runtime.split()[0]}"
+
+
+@dataclass(frozen=True)
+class TargetResults:
+    """One target's tail of the build; what was not run (a build `--until` an earlier stage) is None or empty."""
+
+    name: str
+    export: Path | None
+    twin: Judged | None
+    files: tuple[Judged, ...]
+    """the int8 file, judged in each runtime of the target"""
+    ptq: tuple[Judged, ...]
+    bench: Bench | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A build's figures. `shared`: teacher, student, pruned, those that were judged; `seconds` by step name."""
+
+    shared: tuple[Judged, ...]
+    targets: Mapping[str, TargetResults]
+    seconds: Mapping[str, float]
+
+    @property
+    def teacher(self) -> Judged | None:
+        """The teacher, where it was judged."""
+        return next((judged for judged in self.shared if judged.card.model == "teacher"), None)
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """All models in order: shared ones, then each target's twin, int8 file by runtime, post-training quantization by runtime."""
+        tails = [judged for tail in self.targets.values() for judged in ((tail.twin,) if tail.twin else ()) + tail.files + tail.ptq]
+        return self.shared + tuple(tails)
+
+
+def read_results(build: BuildResult) -> Results:
+    """The figures of `build`. Raises VerificationError when a file that its step leaves is missing or is not what it should be."""
+    shared = tuple(_judged(build.results[step].folder, None) for step in SHARED_SCORES if step in build.results)
+    seconds = {name: result.seconds for name, result in build.results.items()}
+    return Results(shared, {target: _target(build, target) for target in build.targets}, seconds)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_model(path: Path, model: type[Model]) -> Model:
+    """The file as a `model`; VerificationError when it is missing, damaged or of another shape."""
+    return _read(path, model.model_validate_json)
+
+
+def read_json(path: Path) -> object:
+    """The file as a JSON value; VerificationError when it is missing or damaged."""
+    return _read(path, json.loads)
+
+
+Content = TypeVar("Content")
+
+
+def _read(path: Path, parsed: Callable[[bytes], Content]) -> Content:
+    try:
+        return parsed(path.read_bytes())
+    except (OSError, ValueError, ValidationError) as error:
+        raise VerificationError(
+            f"cannot be read as a build's result: {error}", at=path, do="run 'kdpipe build' again; the step's artifact will be checked and rebuilt"
+        ) from error
+
+
+def _target(build: BuildResult, target: str) -> TargetResults:
+    def folder(step: str) -> Path | None:
+        result = build.results.get(f"{step}@{target}")
+        return None if result is None else result.folder
+
+    twin, files, bench = folder("score-qat"), folder("score-export"), folder("bench")
+    judged = _several(files, target) if files else ()
+    return TargetResults(
+        target,
+        folder("export"),
+        _judged(twin, target) if twin else None,
+        tuple(it for it in judged if it.card.model == "int8"),
+        tuple(it for it in judged if it.card.model == "ptq"),
+        read_model(bench / "bench.json", Bench) if bench else None,
+    )
+
+
+def _judged(folder: Path, target: str | None) -> Judged:
+    return Judged(read_model(folder / "scorecard.json", Scorecard), target, _arrays(folder / "correct.npz"))
+
+
+def _several(folder: Path, target: str) -> tuple[Judged, ...]:
+    cards = _read(folder / "scorecards.json", TypeAdapter(tuple[Scorecard, ...]).validate_json)
+    arrays = _arrays(folder / "correct.npz")
+    judged = []
+    for card in cards:
+        own = f"{card.model}/{card.runtime}/"
+        judged.append(Judged(card, target, {name.removeprefix(own): array for name, array in arrays.items() if name.startswith(own)}))
+    return tuple(judged)
+
+
+def _arrays(path: Path) -> dict[str, BoolArray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if archive[name].dtype == np.bool_}  # not the attacked samples' indices
+    except (OSError, ValueError) as error:
+        raise VerificationError(
+            f"cannot be read as a build's result: {error}", at=path, do="run 'kdpipe build' again; the step's artifact will be checked and rebuilt"
+        ) from error
