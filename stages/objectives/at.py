@@ -1,0 +1,21 @@
+"""Adversarial training: cross-entropy on the worst case within the ball. Source: Madry et al. 2018 (arXiv:1706.06083), eq. 2.1."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
+
+
+class At(RobustObjective):
+    """`CE(s(x'), y)`, x' maximising the same."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def loss(self, step: Step) -> Loss:
+        """The cross-entropy on the attacked batch."""
+        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(logits.float(), step.labels, reduction="none"))
+        return weighted(adversarial=(1.0, F.cross_entropy(step.student(x_adv).float(), step.labels)))
+
+
+plugin = At

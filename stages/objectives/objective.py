@@ -1,0 +1,162 @@
+"""What a network minimises in one training step: one small interface for the whole family of objectives.
+
+An objective is one file with one frozen model whose fields are its configuration keys. Three depths of it:
+- it compares logits on clean samples: implement `logit_loss` (`kd`);
+- it has an attack inside: derive from `RobustObjective`, implement `loss`, choose the inner maximisation's loss (`rslad`);
+- it needs more: `auxiliary` makes a module that is trained and checkpointed with the student (projectors, learned temperatures,
+  and in its buffers whatever must survive a resume), `around` wraps the whole step (adversarial weight perturbation).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.robustness.attacks.pgd import maximise
+from kdpipe.robustness.attacks.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total`: the float32 scalar to minimise, with its graph. `terms`: its parts for the log, detached and before their weights."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def weighted(**terms: tuple[float | Tensor, Tensor]) -> Loss:
+    """The loss that is the weighted sum of the named `terms`, each (weight, scalar)."""
+    total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+    return Loss(total, {name: value.detach() for name, (_, value) in terms.items()})
+
+
+class Teacher:
+    """A frozen network that is asked for its logits; `module` itself for those who need hidden layers or gradients through it.
+
+    `known`: for samples that come unaugmented, a function from their indices to the logits computed before.
+    """
+
+    def __init__(self, module: nn.Module, known: Callable[[Tensor, Tensor], Tensor | None] = lambda x, indices: None) -> None:
+        self.module = module
+        self._known = known
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The logits, (batch, classes), without a graph."""
+        with torch.no_grad():
+            logits: Tensor = self.module(x)
+            return logits
+
+    def targets(self, x: Tensor, indices: Tensor) -> Tensor:
+        """The logits on a training batch: taken from the table where these very samples are in it, else computed."""
+        known = self._known(x, indices)
+        return self(x) if known is None else known
+
+
+@dataclass
+class Step:
+    """One training step as an objective sees it.
+
+    `x`: the batch as the student gets it, augmented, values in the data's raw range; `labels`, `indices`: (batch,) int64, the
+    indices those of the training split. `progress`: share of the training that is done, in [0, 1]. Draw from `generator` alone.
+    """
+
+    x: Tensor
+    labels: Tensor
+    indices: Tensor
+    student: nn.Module
+    generator: torch.Generator
+    teachers: tuple[Teacher, ...] = ()
+    auxiliary: nn.Module | None = None
+    progress: float = 0.0
+    _targets: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The first teacher, or the only one."""
+        return self.teachers[0]
+
+    @property
+    def targets(self) -> Tensor:
+        """The first teacher's logits on the clean batch, (batch, classes), without a graph; computed at most once a step."""
+        return self.targets_of(0)
+
+    def targets_of(self, teacher: int) -> Tensor:
+        """The same of the teacher at index `teacher`."""
+        if teacher not in self._targets:
+            self._targets[teacher] = self.teachers[teacher].targets(self.x, self.indices)
+        return self._targets[teacher]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective may size its trainable extras by. `example`: two samples, (2, *shape); `samples`: how many the training split has."""
+
+    student: nn.Module
+    teachers: tuple[nn.Module, ...]
+    example: Tensor
+    samples: int
+
+
+class Objective(BaseModel, extra="forbid", frozen=True):
+    """The base of all objectives; the fields of a subclass are its keys in `[distill]`."""
+
+    needs_teacher: ClassVar[bool] = True
+    robust: ClassVar[bool] = False
+    """whether an attack runs inside the step; then there is a field `attack`"""
+
+    @property
+    def name(self) -> str:
+        """What one writes as `objective = …`: the file's name, or `package.module:Class` for a user's own."""
+        package, _, module = type(self).__module__.rpartition(".")
+        if package == __package__:
+            return module.replace("_", "-")
+        return f"{type(self).__module__}:{type(self).__qualname__}"
+
+    def loss(self, step: Step) -> Loss:
+        """The loss of one step; the student is in training mode and each of its forward passes moves its BatchNorm statistics."""
+        teacher = step.targets if self.needs_teacher else None
+        return self.logit_loss(step.student(step.x), teacher, step.labels, step.progress)
+
+    def logit_loss(self, student: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Loss:
+        """The loss from logits (batch, classes) and labels (batch,) alone; `teacher` has no graph, and is None without a teacher."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither loss nor logit_loss")
+
+    def auxiliary(self, setting: Setting) -> nn.Module | None:
+        """A module trained and checkpointed with the student, not part of the artifact; None where nothing is needed.
+
+        Called under a random stream of its own, on networks in evaluation mode.
+        """
+        return None
+
+    def around(self, step: Step) -> AbstractContextManager[None]:
+        """What holds while loss, gradients and the optimiser's step are computed; nothing by default."""
+        return nullcontext()
+
+
+class RobustObjective(Objective):
+    """An objective with an attack inside; which loss it maximises is the subclass's choice."""
+
+    robust: ClassVar[bool] = True
+    natural_start: ClassVar[Literal["uniform", "gaussian"]] = "uniform"
+    """where the attack starts when the user's `[….attack]` does not say"""
+
+    attack: Attack = Field(default_factory=Attack, description="the attack inside the step, a section of its own")
+
+    @model_validator(mode="after")
+    def _start_where_the_paper_does(self) -> "RobustObjective":
+        if "start" not in self.attack.model_fields_set:
+            object.__setattr__(self, "attack", self.attack.model_copy(update={"start": self.natural_start}))  # the model is frozen, and still being made
+        return self
+
+    def worst_case(self, step: Step, loss_per_sample: Callable[[Tensor], Tensor]) -> Tensor:
+        """The batch moved within the attack's ball so that `loss_per_sample` of the student's logits is high; without a graph.
+
+        Student in evaluation mode and without weight gradients meanwhile, both restored.
+        """
+        with quiet(step.student):
+            return maximise(step.x, lambda x_adv: loss_per_sample(step.student(x_adv)), self.attack, step.generator)
