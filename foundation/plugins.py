@@ -5,16 +5,22 @@ Listing the names imports nothing.
 
 import difflib
 import importlib
+import re
 from importlib.resources import files
 from typing import Any
 
 from kdpipe.foundation.errors import ConfigError
 
+_PLUGIN_LINE = re.compile(r"^plugin\b[^=\n]*=", re.MULTILINE)
+
 
 def names(package: str) -> list[str]:
-    """The names of the plug-ins in `package` (`kdpipe.stages.objectives`), sorted, hyphens for underscores."""
-    found = [entry.name.removesuffix(".py") for entry in files(package).iterdir() if entry.name.endswith(".py")]
-    return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
+    """The names of the plug-ins in `package` (`kdpipe.stages.objectives`), sorted, hyphens for underscores.
+
+    A plug-in is a file that assigns `plugin` at its top level; what they share may so lie beside them.
+    """
+    found = [entry for entry in files(package).iterdir() if entry.name.endswith(".py") and not entry.name.startswith("_")]
+    return sorted(entry.name.removesuffix(".py").replace("_", "-") for entry in found if _PLUGIN_LINE.search(entry.read_text(encoding="utf-8")))
 
 
 def find(package: str, name: str, *, at: str) -> Any:
@@ -41,7 +47,9 @@ def imported(reference: str, *, at: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
-            f"cannot import {module_name!r}: {type(error).__name__}: {error}", at=at, do="check the spelling, and that it is importable from the project's folder"
+            f"cannot import {module_name!r}: {type(error).__name__}: {error}",
+            at=at,
+            do="check the spelling, and that it is importable from the project's folder",
         ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)

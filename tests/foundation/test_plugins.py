@@ -50,3 +50,7 @@ def test_a_module_that_fails_while_it_is_imported_is_told_with_its_own_error(tmp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero"):
         imported("broken_user_module:net", at="kdpipe.toml:3")
+
+
+def test_what_plug_ins_share_lies_beside_them_without_being_listed():
+    assert "objective" not in names("kdpipe.stages.objectives")
