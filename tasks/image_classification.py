@@ -1,0 +1,109 @@
+"""Image classification: one label for each image, grey or RGB, all of one size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, JsonValue
+from torch import Tensor
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.foundation.networks import InputContract, NetworkSpec
+from kdpipe.tasks.augment import Augmentation, Crop, Flip
+from kdpipe.tasks.data.checks import Layout
+from kdpipe.tasks.data.find import found
+from kdpipe.tasks.data.partition import Shares, partitioned
+from kdpipe.tasks.data.splits import DataSplits
+from kdpipe.tasks.networks.named import DEFAULT_STUDENT, DEFAULT_TEACHER, NamedNetwork, default_networks, named_network
+
+_CACHE = Path(".kdpipe", "data")
+_MIRRORED = frozenset({"fashion-mnist", "cifar10"})  # a mirrored shirt is a shirt; a mirrored digit is none
+
+
+class ImageClassification(BaseModel, extra="forbid", frozen=True):
+    """`[task]` with `kind = "image-classification"`."""
+
+    kind: Literal["image-classification"] = "image-classification"
+    data: str = Field(min_length=1, description="digits, fashion-mnist, cifar10, a file, a folder, or package.module:callable")
+    path: Path | None = Field(None, description="where the files of fashion-mnist or cifar10 lie; else the environment's KDPIPE_DATA")
+    classes: tuple[str, ...] | None = Field(None, min_length=2, description="the classes' names by label; else the data's own")
+    layout: Layout | None = Field(None, description="order of an image array's axes, where its shape leaves it open")
+    validation_share: float = Field(0.1, gt=0, lt=0.5, description="of each class's training samples, where the data has no validation set")
+    test_share: float | None = Field(
+        None, gt=0, lt=0.5, description="of each class's training samples, where the data has no test set; else 0.3 below 5,000 samples, 0.2 above"
+    )
+    augment_with: tuple[Augmentation, ...] | None = Field(
+        None, alias="augment", description="flip, crop, noise, blur: how training images are varied; else crop, for fashion-mnist and cifar10 also flip"
+    )
+    interval_half_width: float | None = Field(None, gt=0, le=50, description="percentage points: the test split must be large enough for it at 95 %")
+
+    @property
+    def default_teacher(self) -> str:
+        """A name that `network_spec` resolves by the image's size."""
+        return DEFAULT_TEACHER
+
+    @property
+    def default_student(self) -> str:
+        """A name that `network_spec` resolves by the image's size."""
+        return DEFAULT_STUDENT
+
+    @property
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """The augmentations in their order, the default resolved."""
+        if self.augment_with is not None:
+            return self.augment_with
+        return (Flip(), Crop()) if self.data in _MIRRORED else (Crop(),)
+
+    def load(self, project: Path, seed: int) -> DataSplits:
+        """The data, checked and split; see `Task.load`."""
+        source = found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout)
+        shares = Shares(self.validation_share, self.test_share)
+        return partitioned(source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Kind and augmentations; splits and class names are part of the data's digest."""
+        return {"kind": self.kind, "augment": [step.model_dump() for step in self.augmentations]}
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The batch varied by each augmentation in turn."""
+        for step in self.augmentations:
+            x = step(x, generator)
+        return x
+
+    def network_spec(self, name: str, arguments: Mapping[str, JsonValue], data: DataSplits, *, at: str) -> NetworkSpec:
+        """The description of the network called `name`.
+
+        `arguments` go to the factory, but `mean` and `std` (one number per channel): these take the place of the data's own,
+        for weights that were trained with others. Built-in factories also get `in_channels`, `classes` and `image_size`.
+        """
+        given = dict(arguments)
+        channels, *sides = data.shape
+        mean = _per_channel(given.pop("mean", None), data.mean, "mean", at=at)
+        std = _per_channel(given.pop("std", None), data.std, "std", at=at)
+        named = _resolved(name, data, at=at)
+        if ":" not in name:
+            given = {"in_channels": channels, "classes": len(data.classes), "image_size": min(sides), **named.arguments, **given}
+        return NetworkSpec(factory=named.factory, arguments=given, contract=InputContract(shape=data.shape, labels=data.classes), mean=mean, std=std)
+
+
+def _resolved(name: str, data: DataSplits, *, at: str) -> NamedNetwork:
+    if ":" in name:
+        return NamedNetwork(name)
+    teacher, student = default_networks(data.shape)
+    return named_network({DEFAULT_TEACHER: teacher, DEFAULT_STUDENT: student}.get(name, name), at=at)
+
+
+def _per_channel(given: JsonValue, own: tuple[float, ...], name: str, *, at: str) -> tuple[float, ...]:
+    if given is None:
+        return own
+    numbers = [value for value in given if isinstance(value, int | float)] if isinstance(given, list) else []
+    if len(numbers) != len(own) or (name == "std" and min(numbers) <= 0):
+        limit = ", each above 0" if name == "std" else ""
+        raise ConfigError(
+            f"{name} = {given!r} is not a list of {len(own)} numbers{limit}", at=at, do="give one number for each channel, in the value range [0, 1]"
+        )
+    return tuple(float(number) for number in numbers)
+
+
+plugin = ImageClassification
