@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
 from kdpipe.foundation.files import write_bytes, write_text
+from kdpipe.foundation.normalize import Normalized as Normalized
 from kdpipe.foundation.plugins import imported
 from kdpipe.foundation.pruning import PruningPlan, replay_
 from kdpipe.foundation.quantization.engine import twin_of
@@ -56,22 +57,6 @@ class Network:
 
     spec: NetworkSpec
     module: nn.Module
-
-
-class Normalized(nn.Module):
-    """`body((x - mean) / std)`, per channel; the outermost module of every network."""
-
-    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dimensions: int) -> None:
-        super().__init__()
-        shape = (1, -1) + (1,) * (dimensions - 1)
-        self.register_buffer("scale", (1 / torch.tensor(std)).reshape(shape), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).reshape(shape), persistent=False)
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale: Tensor = self.get_buffer("scale")
-        logits: Tensor = self.body(x * scale + self.get_buffer("shift"))
-        return logits
 
 
 def build_network(spec: NetworkSpec, generator: torch.Generator, *, at: str = "the network's factory") -> Network:
@@ -146,12 +131,14 @@ def _built(spec: NetworkSpec, generator: torch.Generator, *, at: str) -> nn.Modu
     try:
         body = factory(**spec.arguments)
     except Exception as error:  # a user's factory may raise anything
-        raise ConfigError(f"the factory {spec.factory!r} failed: {type(error).__name__}: {error}", at=at, do=f"call it with {spec.arguments} yourself and mend it") from error
+        raise ConfigError(
+            f"the factory {spec.factory!r} failed: {type(error).__name__}: {error}", at=at, do=f"call it with {spec.arguments} yourself and mend it"
+        ) from error
     finally:
         torch.random.set_rng_state(state)
     if not isinstance(body, nn.Module):
         raise ConfigError(f"the factory {spec.factory!r} returned {type(body).__name__}, not an nn.Module", at=at, do="return the network")
-    module = Normalized(body, spec.mean, spec.std, len(spec.contract.shape))
+    module = Normalized(body, spec.mean, spec.std, len(spec.contract.shape), spec.contract.low, spec.contract.high)
     _require_logits(module, spec, at=at)
     return module
 
@@ -164,7 +151,9 @@ def _require_logits(module: nn.Module, spec: NetworkSpec, *, at: str) -> None:
             result = module(torch.zeros(2, *spec.contract.shape))
     except Exception as error:  # a user's network may raise anything
         raise ConfigError(
-            f"the network {spec.factory!r} cannot take an input of shape {(2, *spec.contract.shape)}: {type(error).__name__}: {error}", at=at, do="make it accept the data's shape"
+            f"the network {spec.factory!r} cannot take an input of shape {(2, *spec.contract.shape)}: {type(error).__name__}: {error}",
+            at=at,
+            do="make it accept the data's shape",
         ) from error
     finally:
         module.train()
