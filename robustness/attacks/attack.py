@@ -2,8 +2,9 @@
 
 from typing import Literal, Self
 
-from kdpipe.robustness.scorecard import Threat
 from pydantic import BaseModel, Field, model_validator
+
+from kdpipe.robustness.scorecard import Threat
 
 
 class Attack(BaseModel, extra="forbid", frozen=True):

@@ -6,9 +6,10 @@ Source: Madry et al. 2018 (arXiv:1706.06083), section 2.1. Only the input's grad
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.robustness.attacks.attack import Attack
-from torch import Tensor
 
 LossOf = Callable[[Tensor], Tensor]
 """Adversarial samples (batch, *shape) to per-sample losses (batch,)."""

@@ -1,6 +1,7 @@
 import pytest
-from kdpipe.robustness.attacks.attack import Attack
 from pydantic import ValidationError
+
+from kdpipe.robustness.attacks.attack import Attack
 
 
 def test_the_step_crosses_the_ball_by_default():

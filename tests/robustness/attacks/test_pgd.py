@@ -3,11 +3,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.pgd import maximise
 from kdpipe.robustness.attacks.quiet import quiet
-from torch import nn
 
 
 def generator(seed=0):

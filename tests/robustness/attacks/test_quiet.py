@@ -1,7 +1,8 @@
 import pytest
 import torch
-from kdpipe.robustness.attacks.quiet import quiet
 from torch import nn
+
+from kdpipe.robustness.attacks.quiet import quiet
 
 
 def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
