@@ -57,6 +57,7 @@ class Flip(BaseModel, extra="forbid", frozen=True):
     name: Literal["flip"] = "flip"
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`x` varied."""
         return flip(x, generator)
 
 
@@ -67,6 +68,7 @@ class Crop(BaseModel, extra="forbid", frozen=True):
     padding: int | None = Field(None, ge=1, description="pixels; None: an eighth of the shorter side")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`x` varied."""
         return crop(x, self.padding or max(1, min(x.shape[2:]) // 8), generator)
 
 
@@ -77,6 +79,7 @@ class Noise(BaseModel, extra="forbid", frozen=True):
     std: float = Field(0.1, gt=0, le=1, description="largest deviation, in the value range [0, 1]")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`x` varied."""
         return noise(x, self.std, generator)
 
 
@@ -87,6 +90,7 @@ class Blur(BaseModel, extra="forbid", frozen=True):
     sigma: float = Field(1.0, gt=0, le=20, description="largest deviation, in pixels")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`x` varied."""
         return blur(x, self.sigma, generator)
 
 

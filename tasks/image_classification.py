@@ -11,7 +11,7 @@ from torch import Tensor
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.tasks.augment import Augmentation, Crop, Flip
-from kdpipe.tasks.data.checks import Layout
+from kdpipe.tasks.data.checks import Layout, require_precision
 from kdpipe.tasks.data.find import found
 from kdpipe.tasks.data.partition import Shares, partitioned
 from kdpipe.tasks.data.splits import DataSplits
@@ -30,9 +30,7 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True):
     classes: tuple[str, ...] | None = Field(None, min_length=2, description="the classes' names by label; else the data's own")
     layout: Layout | None = Field(None, description="order of an image array's axes, where its shape leaves it open")
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="of each class's training samples, where the data has no validation set")
-    test_share: float | None = Field(
-        None, gt=0, lt=0.5, description="of each class's training samples, where the data has no test set; else 0.3 below 5,000 samples, 0.2 above"
-    )
+    test_share: float | None = Field(None, gt=0, lt=0.5, description="the same for the test set; else 0.3 below 5,000 samples, 0.2 above")
     augment_with: tuple[Augmentation, ...] | None = Field(
         None, alias="augment", description="flip, crop, noise, blur: how training images are varied; else crop, for fashion-mnist and cifar10 also flip"
     )
@@ -58,6 +56,9 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True):
     def load(self, project: Path, seed: int) -> DataSplits:
         """The data, checked and split; see `Task.load`."""
         source = found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout)
+        if isinstance(source, DataSplits):
+            require_precision(len(source.test), self.interval_half_width, at=f'data = "{self.data}"')
+            return source
         shares = Shares(self.validation_share, self.test_share)
         return partitioned(source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE)
 
@@ -100,9 +101,7 @@ def _per_channel(given: JsonValue, own: tuple[float, ...], name: str, *, at: str
     numbers = [value for value in given if isinstance(value, int | float)] if isinstance(given, list) else []
     if len(numbers) != len(own) or (name == "std" and min(numbers) <= 0):
         limit = ", each above 0" if name == "std" else ""
-        raise ConfigError(
-            f"{name} = {given!r} is not a list of {len(own)} numbers{limit}", at=at, do="give one number for each channel, in the value range [0, 1]"
-        )
+        raise ConfigError(f"{name} = {given!r} is not a list of {len(own)} numbers{limit}", at=at, do="give one number for each channel, in the range [0, 1]")
     return tuple(float(number) for number in numbers)
 
 

@@ -39,7 +39,7 @@ def checked_images(images: npt.NDArray[Any], *, at: str, layout: Layout | None =
         raise ConfigError(
             f"pixel values run from {low:.4g} to {high:.4g}, outside [0, 1]",
             at=at,
-            do="scale the images to [0, 1], or store uint8; kdpipe normalises inside the network",
+            do="scale the images to [0, 1], or store them as uint8",
         )
     return values
 
@@ -50,7 +50,7 @@ def checked_labels(labels: npt.NDArray[Any], count: int, *, at: str) -> npt.NDAr
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise ConfigError(
-            f"labels have the shape {labels.shape}, ({count},) is needed", at=at, do="store one class index for each image; for one-hot rows, their argmax"
+            f"labels have the shape {labels.shape}, ({count},) is needed", at=at, do="store one class index for each image (of one-hot rows, the argmax)"
         )
     if len(labels) != count:
         raise ConfigError(f"{len(labels)} labels for {count} images", at=at, do="store exactly one label for each image")
@@ -60,17 +60,19 @@ def checked_labels(labels: npt.NDArray[Any], count: int, *, at: str) -> npt.NDAr
         raise ConfigError(f"labels are {labels.dtype}, not whole numbers", at=at, do="store class indices 0, 1, 2, … as integers")
     if labels.min() < 0:
         raise ConfigError(f"label {labels.min()} at index {int(labels.argmin())} is below 0", at=at, do="number the classes from 0")
-    if labels.max() > np.iinfo(np.int32).max:
-        raise ConfigError(f"label {labels.max()} at index {int(labels.argmax())} is no class index", at=at, do="number the classes from 0")
+    if labels.max() >= len(labels):
+        raise ConfigError(
+            f"label {labels.max()} at index {int(labels.argmax())} is out of range: {len(labels)} samples cannot have so many classes",
+            at=at,
+            do="number the classes from 0 without gaps",
+        )
     return labels.astype(np.int64)
 
 
 def require_known_classes(labels: Int64Array, classes: tuple[str, ...], *, at: str) -> None:
     """Every label is an index into `classes`, of which there are at least two."""
     if len(classes) < 2:
-        raise ConfigError(
-            f"{len(classes)} class found, at least 2 are needed", at=at, do="add samples of another class: a classifier of one class learns nothing"
-        )
+        raise ConfigError(f"{len(classes)} class found, at least 2 are needed", at=at, do="add samples of another class")
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise ConfigError(f"two classes are called {twice!r}", at=at, do="give each class a name of its own")
@@ -88,9 +90,7 @@ def require_every_class(labels: Int64Array, classes: tuple[str, ...], split: str
     absent = [name for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True) if count == 0]
     if len(classes) - len(absent) == 1 and len(classes) > 1:
         present = next(name for name in classes if name not in absent)
-        raise ConfigError(
-            f"the {split} split has one class only, {present!r}", at=at, do="add samples of the other classes: accuracy on one class says nothing"
-        )
+        raise ConfigError(f"the {split} split has one class only, {present!r}", at=at, do="add samples of the other classes")
     if absent:
         shown = ", ".join(repr(name) for name in absent[:5]) + (", …" if len(absent) > 5 else "")
         raise ConfigError(

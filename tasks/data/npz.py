@@ -26,9 +26,7 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None, layout: Layout |
     sets = {part: pair for part, pair in pairs.items() if pair is not None}
     if "train" not in sets:
         found = ", ".join(sorted(arrays)) or "nothing"
-        raise ConfigError(
-            f"no training images: the file holds {found}", at=path, do="store the arrays 'images' and 'labels', or 'train_images' and 'train_labels'"
-        )
+        raise ConfigError(f"no training images: the file holds {found}", at=path, do="store 'images' and 'labels', or 'train_images' and 'train_labels'")
     return source_of_arrays(path.stem, sets, at={part: f"{path}, {part}" for part in sets}, classes=classes or class_names(arrays, path), layout=layout)
 
 
@@ -46,7 +44,7 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except ValueError as error:
         if "pickle" in str(error):
             raise ConfigError(
-                "the file holds pickled objects, which are never read", at=path, do="store plain arrays of numbers: images of one size, labels as integers"
+                "the file holds pickled objects, which are never read", at=path, do="store plain arrays: images of one size, labels as integers"
             ) from error
         raise ConfigError(f"the file is damaged or cut short: {error}", at=path, do="copy or make the file again") from error
 

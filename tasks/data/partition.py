@@ -10,7 +10,7 @@ from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.tasks.data.checks import require_every_class, require_known_classes, require_precision
 from kdpipe.tasks.data.digest import content_digest
 from kdpipe.tasks.data.samples import RowsSplit
-from kdpipe.tasks.data.source import Part, PartName, Source
+from kdpipe.tasks.data.source import Part, Source
 from kdpipe.tasks.data.splits import DataSplits, Int64Array
 from kdpipe.tasks.data.statistics import statistics
 
@@ -68,11 +68,11 @@ def stratified(labels: Int64Array, candidates: Int64Array, share: float, generat
     return np.sort(np.concatenate(taken))
 
 
-def _rows(source: Source, shares: Shares, seed: int) -> dict[PartName, Int64Array]:
+def _rows(source: Source, shares: Shares, seed: int) -> dict[str, Int64Array]:
     labels = source.train.labels
     remaining = np.arange(len(labels), dtype=np.int64)
-    rows: dict[PartName, Int64Array] = {}
-    wanted: dict[PartName, float] = {"test": shares.resolved_test(len(labels)), "validation": shares.validation}
+    rows: dict[str, Int64Array] = {}
+    wanted: dict[str, float] = {"test": shares.resolved_test(len(labels)), "validation": shares.validation}
     for name, share in wanted.items():
         official = source.parts.get(name)
         if official is not None:

@@ -46,7 +46,7 @@ class Samples(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArraySamples:
     """Images in memory: `images` is uint8 or float32, (n, channels, height, width), checked."""
 
@@ -54,26 +54,30 @@ class ArraySamples:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """See `Samples`."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     @property
     def storage(self) -> str:
+        """See `Samples`."""
         return str(self.images.dtype)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def pixels(self, rows: Int64Array) -> Pixels:
+        """See `Samples`."""
         return self.images[rows]
 
     def stored(self, rows: Int64Array) -> Iterator[bytes | memoryview]:
+        """See `Samples`."""
         little_endian = self.images.dtype.newbyteorder("<")
         for chunk in chunks(rows):
             yield np.ascontiguousarray(self.images[chunk], dtype=little_endian).data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedSamples:
     """Encoded images one after the other: the one at row i is `content[offsets[i]:offsets[i + 1]]`. `at` is told in errors."""
 
@@ -88,19 +92,21 @@ class EncodedSamples:
         return len(self.offsets) - 1
 
     def pixels(self, rows: Int64Array) -> Pixels:
+        """See `Samples`."""
         result = np.empty((len(rows), *self.shape), np.uint8)
         for place, row in enumerate(rows):
             result[place] = decoded(self._bytes(row), self.colour, self.shape, at=f"{self.at}, image {row}")
         return result
 
     def stored(self, rows: Int64Array) -> Iterator[bytes | memoryview]:
+        """See `Samples`."""
         return (self._bytes(row) for row in rows)
 
     def _bytes(self, row: np.int64) -> memoryview:
         return self.content[self.offsets[row] : self.offsets[row + 1]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileSamples:
     """Image files below `folder`, opened when read."""
 
@@ -114,12 +120,14 @@ class FileSamples:
         return len(self.names)
 
     def pixels(self, rows: Int64Array) -> Pixels:
+        """See `Samples`."""
         result = np.empty((len(rows), *self.shape), np.uint8)
         for place, row in enumerate(rows):
             result[place] = decoded(self._bytes(row), self.colour, self.shape, at=str(self.folder / self.names[row]))
         return result
 
     def stored(self, rows: Int64Array) -> Iterator[bytes | memoryview]:
+        """See `Samples`."""
         return (self._bytes(row) for row in rows)
 
     def _bytes(self, row: np.int64) -> bytes:
@@ -142,6 +150,7 @@ class RowsSplit:
         return len(self.rows)
 
     def read(self, indices: Int64Array) -> Float32Array:
+        """See `Split`."""
         return as_float32(self.samples.pixels(self.rows[indices]))
 
 

@@ -34,9 +34,9 @@ class Source:
     test: Part | None = None
 
     @property
-    def parts(self) -> dict[PartName, Part]:
+    def parts(self) -> dict[str, Part]:
         """The sets that there are, by name."""
-        found: dict[PartName, Part | None] = {"train": self.train, "validation": self.validation, "test": self.test}
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in found.items() if part is not None}
 
 

@@ -73,9 +73,7 @@ def _measured(splits: Mapping[str, RowsSplit], *, at: str) -> Statistics:
     found = channel_statistics(splits["train"])
     constant = [channel for channel, std in enumerate(found.std) if std < 1e-6]
     if constant:
-        raise ConfigError(
-            f"all training images are of one value in channel {constant[0]}", at=at, do="check how the images were made: there is nothing to learn from"
-        )
+        raise ConfigError(f"all training images are of one value in channel {constant[0]}", at=at, do="check how the images were made")
     for name, split in splits.items():
         if name != "train" and split.samples.storage == "file":
             for rows in chunks(split.rows, _DECODED_ROWS):

@@ -55,6 +55,7 @@ class MobileNetV2(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The logits, (batch, classes)."""
         logits: Tensor = self.linear(self.flatten(self.pool(self.last(self.blocks(self.stem(x))))))
         return logits
 
@@ -72,6 +73,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and channels_in == channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels_in, h, w) to (batch, channels, h / stride, w / stride)."""
         y: Tensor = self.norm(self.project(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 

@@ -50,6 +50,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The logits, (batch, classes)."""
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(self.flatten(self.pool(x)))
@@ -70,6 +71,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels_in, h, w) to (batch, channels, h / stride, w / stride)."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         result: Tensor = self.relu2(y + self.shortcut(x))
         return result
@@ -85,6 +87,7 @@ class PaddedShortcut(nn.Module):
         self.after = channels - channels_in - self.before
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels_in, h, w) to (batch, channels, h / stride, w / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
