@@ -1,0 +1,321 @@
+"""The one file that runs on a device: facts about it, latency samples, cold starts. Python 3.8, numpy and the runtime suffice.
+
+    python agent.py probe|bench|start < request.json
+
+One JSON object on standard input, JSON lines on standard output, each with a `kind`; raw samples, never summaries. It
+imports nothing of kdpipe, because it is copied to boards; kdpipe imports it, so that what is scored and what is
+measured is opened with the same settings.
+"""
+
+from __future__ import annotations  # Python 3.8 on boards
+
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+PROTOCOL = 1
+STABLE_WINDOWS = 3
+STABLE_SPREAD = 0.05  # warm: the medians of the last three windows lie within 5 % of each other
+RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # name to distribution
+
+Array = Any  # a numpy array; numpy.typing is not in every numpy that boards have
+
+
+@dataclass
+class Loaded:
+    """A model ready to run. `batch`: its fixed batch size, None where it is dynamic; `shape`: of one sample, None where a side is free."""
+
+    run: Callable[[Array], Array]
+    handle: Any
+    input_name: str
+    input_type: str
+    batch: int | None
+    shape: tuple[int | None, ...]
+    outputs: int
+
+
+def load_onnxruntime(model: str, threads: int, hint: str, optimized: str | None = None) -> Loaded:
+    """The file in ONNX Runtime on the CPU; `optimized`: where to write the graph that it made of it. `hint` has no meaning here."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    # Threads spin inside a run, as deployed, but not after it: they would take the cores of the model measured next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()
+    sizes = [size if isinstance(size, int) else None for size in given[0].shape]
+    name, outputs = given[0].name, [output.name for output in session.get_outputs()]
+
+    def run(batch: Array) -> Array:
+        return session.run(outputs[:1], {name: batch})[0]
+
+    kind = given[0].type if len(given) == 1 else f"{len(given)} inputs"
+    return Loaded(run, session, name, kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(outputs))
+
+
+def load_openvino(model: str, threads: int, hint: str) -> Loaded:
+    """The file (.onnx or .xml) in OpenVINO's CPU plug-in: float parts in float32, one stream, no model cache."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "EXECUTION_MODE_HINT": "ACCURACY",  # without it float layers may silently run in bf16 or f16
+        "PERFORMANCE_HINT": hint.upper(),
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,  # one caller waits for each answer; more streams would only halve its threads
+        "CACHE_DIR": "",
+    }
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    request = compiled.create_infer_request()
+    given = compiled.inputs
+    sizes = [None if size.is_dynamic else size.get_length() for size in given[0].get_partial_shape()]
+
+    def run(batch: Array) -> Array:
+        return request.infer([batch], share_inputs=True, share_outputs=True)[0]
+
+    kind = "tensor(float)" if given[0].get_element_type().get_type_name() == "f32" else given[0].get_element_type().get_type_name()
+    kind = kind if len(given) == 1 else f"{len(given)} inputs"
+    return Loaded(run, compiled, given[0].get_any_name(), kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(compiled.outputs))
+
+
+def load(runtime: str, model: str, threads: int, hint: str) -> Loaded:
+    """The file in the named runtime."""
+    loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
+    return loaders[runtime](model, threads, hint)
+
+
+def versions() -> dict[str, str]:
+    """Installed runtimes by name."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "numpy": np.__version__}
+    for name, distribution in RUNTIMES.items():
+        try:
+            found[name] = version(distribution)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """What this machine tells of itself; None where it does not."""
+    cpuinfo = _text("/proc/cpuinfo") or ""
+    return {
+        "kind": "facts",
+        "protocol": PROTOCOL,
+        "system": platform.system(),
+        "cpu": _cpu_name(cpuinfo),
+        "architecture": platform.machine(),
+        "flags": _flags(cpuinfo),
+        "cores": usable_cores(),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "clock_mhz": clock_mhz(),
+        "temperature_celsius": temperature_celsius(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "runtimes": versions(),
+    }
+
+
+def usable_cores() -> int:
+    """The logical CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def clock_mhz() -> float | None:
+    """The present clock of the first CPU in MHz."""
+    current = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if current and current.isdigit():
+        return int(current) / 1000
+    for line in (_text("/proc/cpuinfo") or "").splitlines():
+        if line.lower().startswith("cpu mhz"):
+            return float(line.split(":")[1])
+    return None
+
+
+def temperature_celsius() -> float | None:
+    """The hottest thermal zone in °C."""
+    zones = [_text(str(path)) for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))] if Path("/sys/class/thermal").is_dir() else []
+    degrees = [int(zone) / 1000 for zone in zones if zone and zone.lstrip("-").isdigit()]
+    return max(degrees) if degrees else None
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    # VmHWM belongs to this program alone; ru_maxrss also counts the parent's memory at the moment of the fork.
+    for line in (_text("/proc/self/status") or "").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cold_start(request: dict[str, Any], tell: Callable[..., None]) -> None:
+    """Load, first inference and peak memory of one model; this process has loaded nothing before. The runtime's import is not counted."""
+    sample = np.load(request["inputs"])[: request["batch"]].copy()
+    __import__(request["runtime"])
+    begin = time.perf_counter_ns()
+    loaded = load(request["runtime"], request["model"], request["threads"], request["hint"])
+    ready = time.perf_counter_ns()
+    loaded.run(sample)
+    answered = time.perf_counter_ns()
+    tell("start", load_ns=ready - begin, first_inference_ns=answered - ready, peak_memory_bytes=peak_memory_bytes())
+
+
+def bench(request: dict[str, Any], tell: Callable[..., None]) -> None:
+    """Every comparison in turn: all its models loaded, warmed up, then measured in interleaved windows."""
+    tell("hello", protocol=PROTOCOL, runtimes=versions())
+    for comparison in request["comparisons"]:
+        samples = np.load(comparison["inputs"])
+        models = [(model["name"], load(comparison["runtime"], model["path"], comparison["threads"], comparison["hint"])) for model in comparison["models"]]
+        batches = _batches(samples, comparison["batch"])
+        meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
+        before = clock_mhz(), temperature_celsius()
+        gc.collect()
+        gc.disable()  # a pause of this script's own memory is not the model's latency
+        try:
+            warm = _warm_up(meters, request["warmup_seconds"])
+            windows = _measured(meters, request)
+        finally:
+            gc.enable()
+        after = clock_mhz(), temperature_celsius()
+        for meter in meters:  # told only now: whoever reads would take a core from what is measured
+            tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
+        tell("comparison", id=comparison["id"], warm=warm, clock_mhz=[before[0], after[0]], temperature_celsius=[before[1], after[1]])
+
+
+class Meter:
+    """One model of a comparison, measured a window at a time; `medians_ns` of its windows so far."""
+
+    def __init__(self, name: str, run: Callable[[Array], Array], batches: list[Array], window_seconds: float) -> None:
+        self.name, self.run, self.batches = name, run, batches
+        self.window_ns = int(window_seconds * 1e9)
+        self.medians_ns: list[float] = []
+        self.position = 0
+        self.runs_total = 0
+
+    def window(self) -> list[int]:
+        """The nanoseconds of each run of one window. One run before it is not counted: it pays for the other models' use of the caches."""
+        runs = max(1, int(self.window_ns / self.medians_ns[-1])) if self.medians_ns else 1
+        chosen = [self.batches[(self.position + step) % len(self.batches)] for step in range(runs + 1)]
+        self.position += runs + 1
+        run, clock = self.run, time.perf_counter_ns
+        run(chosen[0])
+        taken = []
+        for batch in chosen[1:]:
+            begin = clock()
+            run(batch)
+            taken.append(clock() - begin)
+        self.medians_ns.append(statistics.median(taken))
+        self.runs_total += runs
+        return taken
+
+    def warm(self) -> bool:
+        """Whether the medians of the last windows lie within 5 % of each other."""
+        last = self.medians_ns[-STABLE_WINDOWS:]
+        return len(self.medians_ns) > STABLE_WINDOWS and max(last) <= min(last) * (1 + STABLE_SPREAD)
+
+
+def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:
+    end = time.perf_counter() + limit_seconds
+    while not all(meter.warm() for meter in meters) and time.perf_counter() < end:
+        for meter in meters:
+            meter.window()
+    warm = {meter.name: meter.warm() for meter in meters}
+    for meter in meters:
+        meter.runs_total = 0
+    return warm
+
+
+def _measured(meters: list[Meter], request: dict[str, Any]) -> dict[str, list[list[int]]]:
+    windows: dict[str, list[list[int]]] = {meter.name: [] for meter in meters}
+    begin, turn = time.perf_counter(), 0
+    while True:
+        spent = time.perf_counter() - begin
+        enough = all(meter.runs_total >= request["runs"] for meter in meters) and turn >= request["windows"]
+        if (enough and spent >= request["seconds"]) or (turn > 0 and spent >= request["limit_seconds"]):
+            return windows
+        shift = turn % len(meters)  # every model is first, second, … equally often
+        for meter in meters[shift:] + meters[:shift]:
+            windows[meter.name].append(meter.window())
+        turn += 1
+
+
+def _batches(samples: Array, size: int) -> list[Array]:
+    count = max(1, min(64, len(samples) // size))
+    return [np.ascontiguousarray(samples[(np.arange(size) + index * size) % len(samples)]) for index in range(count)]
+
+
+def _cpu_name(cpuinfo: str) -> str:
+    keys: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        keys.setdefault(key.strip().lower(), value.strip())
+    board = _text("/proc/device-tree/model")
+    named = keys.get("model name") or (board.rstrip("\0") if board else None)
+    family = ", ".join(f"{word} {keys[word]}" for word in ("cpu family", "model", "stepping", "cpu part") if word in keys)
+    name = named or platform.processor() or platform.machine()
+    return f"{name} ({family})" if family else name
+
+
+def _flags(cpuinfo: str) -> list[str]:
+    lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.split(":")[0].strip() in ("flags", "Features")]
+    return sorted(set(lines[0]).intersection(*lines)) if lines else []
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _teller(stream: TextIO) -> Callable[..., None]:
+    def tell(kind: str, **content: Any) -> None:
+        stream.write(json.dumps(dict(content, kind=kind)) + "\n")
+        stream.flush()
+
+    return tell
+
+
+def main() -> int:
+    """Answer one request; 0 when done, 1 after a `failure` line."""
+    # What a runtime's native code prints must not stand between our lines: it goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    tell = _teller(answers)
+    try:
+        command, request = sys.argv[1], json.load(sys.stdin)
+        if command == "probe":
+            content = facts()
+            tell(content.pop("kind"), **content)
+        else:
+            {"bench": bench, "start": cold_start}[command](request, tell)
+    except Exception as error:  # whatever a runtime raises is told to the host, which decides
+        tell("failure", message=f"{type(error).__name__}: {error}")
+        return 1
+    tell("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What host and agent say to each other, checked on the host's side: a device's answer is input from outside."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from kdpipe.foundation.errors import UnavailableError
+from kdpipe.targets.devices.agent import PROTOCOL
+
+Nanoseconds = Annotated[int, Field(gt=0)]
+
+
+class ModelFile(BaseModel, extra="forbid", frozen=True):
+    """A model of a comparison: its name there, and its file on the host."""
+
+    name: str
+    path: Path
+
+
+class ComparisonRequest(BaseModel, extra="forbid", frozen=True):
+    """Models that are measured in turn: same runtime, batch size, threads and input. `inputs`: .npy, float32 (n, *shape)."""
+
+    id: str
+    runtime: str
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    hint: Literal["latency", "throughput"] = "latency"
+    inputs: Path
+    models: tuple[ModelFile, ...] = Field(min_length=1)
+
+
+class BenchRequest(BaseModel, extra="forbid", frozen=True):
+    """`bench`: each comparison goes on for `seconds`, and until each model has `runs` and `windows`, at most `limit_seconds`."""
+
+    comparisons: tuple[ComparisonRequest, ...]
+    seconds: float = Field(gt=0)
+    runs: int = Field(ge=1)
+    windows: int = Field(10, ge=2, description="fewest windows of each model: what the bootstrap draws from")
+    window_seconds: float = Field(0.02, gt=0)
+    warmup_seconds: float = Field(gt=0, description="most time for warming up; less when the medians are stable before")
+    limit_seconds: float = Field(gt=0)
+
+
+class StartRequest(BaseModel, extra="forbid", frozen=True):
+    """`start`: one model in a fresh process."""
+
+    runtime: str
+    model: Path
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    hint: Literal["latency", "throughput"] = "latency"
+    inputs: Path
+
+
+class Hello(BaseModel, extra="forbid", frozen=True):
+    """The agent is there, and speaks this protocol."""
+
+    kind: Literal["hello"]
+    protocol: int
+    runtimes: dict[str, str]
+
+
+class Windows(BaseModel, extra="forbid", frozen=True):
+    """All samples of one model in one comparison, window by window, in nanoseconds."""
+
+    kind: Literal["windows"]
+    comparison: str
+    model: str
+    ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+
+
+class ComparisonDone(BaseModel, extra="forbid", frozen=True):
+    """A comparison ended. `warm`: by model, whether it was stable before measuring; clock and temperature before and after."""
+
+    kind: Literal["comparison"]
+    id: str
+    warm: dict[str, bool]
+    clock_mhz: tuple[float | None, float | None]
+    temperature_celsius: tuple[float | None, float | None]
+
+
+class StartMeasured(BaseModel, extra="forbid", frozen=True):
+    """One cold start."""
+
+    kind: Literal["start"]
+    load_ns: Nanoseconds
+    first_inference_ns: Nanoseconds
+    peak_memory_bytes: int = Field(gt=0)
+
+
+class Facts(BaseModel, extra="forbid", frozen=True):
+    """The machine, as it describes itself; `flags` are the kernel's names."""
+
+    kind: Literal["facts"]
+    protocol: int
+    system: str
+    cpu: str
+    architecture: str
+    flags: tuple[str, ...]
+    cores: int = Field(ge=1)
+    governor: str | None
+    clock_mhz: float | None
+    temperature_celsius: float | None
+    memory_bytes: int = Field(gt=0)
+    runtimes: dict[str, str]
+
+
+class Failure(BaseModel, extra="forbid", frozen=True):
+    """The agent could not do it, and why."""
+
+    kind: Literal["failure"]
+    message: str
+
+
+class Done(BaseModel, extra="forbid", frozen=True):
+    """The last line of a request that was answered whole."""
+
+    kind: Literal["done"]
+
+
+Message = Hello | Windows | ComparisonDone | StartMeasured | Facts | Failure | Done
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def parsed(line: str, *, device: str) -> Message:
+    """The message in one line of the agent; UnavailableError when it is not one, or of another protocol, or a failure."""
+    try:
+        message = _ADAPTER.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UnavailableError(
+            f"the device's answer is not valid ({where + ': ' if where else ''}{first['msg']}): {line[:120]!r}",
+            at=f"device {device}",
+            do="run it again; if it stays, the agent there is damaged",
+        ) from error
+    if isinstance(message, Hello | Facts) and message.protocol != PROTOCOL:
+        raise UnavailableError(
+            f"the agent speaks protocol {message.protocol}, this kdpipe speaks {PROTOCOL}",
+            at=f"device {device}",
+            do="use the same kdpipe on both sides",
+        )
+    if isinstance(message, Failure):
+        raise UnavailableError(
+            f"the device could not run it: {message.message}",
+            at=f"device {device}",
+            do="check that the runtime is installed there and that the file loads in it",
+        )
+    return message
