@@ -1,0 +1,281 @@
+"""The project's configuration: `kdpipe.toml` and `--set`, checked as a whole and resolved.
+
+A section that is absent means its defaults; only `[prune]` is a step that must be asked for. Each section's model stands
+where its idea lives (the stages' files, the task's, `pipeline/budgets.py`); this file puts them together, and tells all
+that is wrong in one go.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from kdpipe.foundation.errors import ConfigError, Problem
+from kdpipe.foundation.plugins import find, names
+from kdpipe.pipeline.budgets import Budgets
+from kdpipe.pipeline.problems import Section, checked, placed, unknown_key
+from kdpipe.pipeline.stages import StageModule, config_model
+from kdpipe.pipeline.toml_source import KeyPath, TomlSource, read_toml
+from kdpipe.targets.profile import Profile, load_profile, profile_names
+from kdpipe.tasks.task import Task
+
+FILE = "kdpipe.toml"
+DEFAULT_TASK = "image-classification"
+DEFAULT_TARGET = "cpu"
+
+STAGE_SECTIONS = {"teacher": "teacher", "distill": "distill", "prune": "prune", "qat": "qat", "export": "export", "evaluate": "score", "bench": "bench"}
+"""section to the stage that owns its model"""
+SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
+
+FILLED = {"qat": {"objective"}, "prune": {"objective"}, "evaluate": {"subject"}}
+"""fields that the pipeline fills in and no file sets"""
+
+
+class ProjectConfig(BaseModel, extra="forbid", frozen=True):
+    """`[project]`."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the project and of its folder in dist/; default: the folder's name"
+    )
+    seed: int = Field(0, ge=0, le=2**62, description="every random draw of the build follows from it")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="torch threads; default: the physical cores. Another number gives another order of sums and so other last digits"
+    )
+
+
+class TargetConfig(BaseModel, extra="forbid", frozen=True):
+    """`[targets.NAME]`."""
+
+    profile: str | None = Field(None, description="a profile that ships, or the path of a .toml; default: the target's name")
+    variant: str | None = Field(None, description="one of the profile's variants; default: the profile's own choice")
+    device: str | None = Field(None, description="a name of [devices]; default: this host, where it is of the target's kind")
+    budgets: Budgets = Field(default_factory=Budgets, description="budgets of this target alone; each replaces the one of [budgets]")
+
+
+class DeviceConfig(BaseModel, extra="forbid", frozen=True):
+    """`[devices.NAME]`."""
+
+    kind: Literal["local"] = Field("local", description="'local': this host")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the build, resolved."""
+
+    name: str
+    profile: Profile
+    device: str | None
+    budgets: Budgets
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. `sections`: the models of `STAGE_SECTIONS` by section; `[prune]` is missing where nothing is pruned.
+
+    `resolved`: all of it as one JSON value, defaults filled in.
+    """
+
+    project: Path
+    name: str
+    seed: int
+    threads: int | None
+    task: Task
+    task_kind: str
+    sections: Mapping[str, Any]
+    targets: Mapping[str, Target]
+    resolved: Mapping[str, Any]
+
+    @property
+    def prunes(self) -> bool:
+        """Whether there is a prune step."""
+        return "prune" in self.sections
+
+
+def read_config(project: Path, stages: Mapping[str, StageModule], *, settings: Sequence[str] = (), targets: Sequence[str] = ()) -> Config:
+    """The project's configuration with `settings` (`distill.epochs=3`) applied, for `targets` (none: those of the file).
+
+    Raises ConfigError with every problem of the file, each with its line.
+    """
+    path = project / FILE
+    if not path.is_file():
+        raise ConfigError(f"no {FILE} here", at=project, do="write one with: kdpipe init")
+    return assemble(project, read_toml(path).overridden(list(settings)), stages, targets)
+
+
+def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule], targets: Sequence[str]) -> Config:
+    """`read_config` from a source that was read."""
+    values = source.values
+    problems = [unknown_key(key, (), source, SECTIONS) for key in values if key not in SECTIONS]
+
+    def section(name: str, model: type[BaseModel], more: Mapping[str, FieldInfo] | None = None) -> Any:
+        built, found = checked(model, values.get(name, {}), Section((name,), source, frozenset(FILLED.get(name, ())), more))
+        problems.extend(found)
+        return built
+
+    head = section("project", ProjectConfig)
+    kind, task, found = _task(values.get("task", {}), source)
+    problems += found
+    built: dict[str, Any] = {}
+    for name, stage in STAGE_SECTIONS.items():
+        if name == "prune" and not _asked_for(values.get("prune")):
+            continue
+        model = config_model(stages[stage], stage)
+        built[name] = section(name, model, _objective_fields(model, values.get(name, {})))
+    shared = section("budgets", Budgets)
+    devices, found = _devices(values.get("devices", {}), source)
+    problems += found
+    resolved_targets, found = _targets(project, source, devices, shared or Budgets(), targets)
+    problems += found
+    if problems:
+        raise ConfigError.gather(sorted(problems, key=lambda problem: _order(problem, source)))
+    own_name = head.name or _name_of(project)
+    return Config(
+        project=project,
+        name=own_name,
+        seed=head.seed,
+        threads=head.threads,
+        task=task,
+        task_kind=kind,
+        sections=built,
+        targets=resolved_targets,
+        resolved={
+            "project": {**head.model_dump(mode="json"), "name": own_name},
+            "task": {"kind": kind, **task.model_dump(mode="json")},
+            **{name: model.model_dump(mode="json") for name, model in built.items()},
+            "targets": {
+                name: {"profile": target.profile.model_dump(mode="json"), "device": target.device, "budgets": target.budgets.model_dump()}
+                for name, target in resolved_targets.items()
+            },
+            "devices": {name: device.model_dump(mode="json") for name, device in devices.items()},
+        },
+    )
+
+
+def _task(values: Any, source: TomlSource) -> tuple[str, Any, list[Problem]]:
+    section = Section(("task",), source)
+    if not isinstance(values, Mapping):
+        return DEFAULT_TASK, None, checked(BaseModel, values, section)[1]
+    kind = values.get("kind", DEFAULT_TASK)
+    place = source.at(("task", "kind"))
+    if not isinstance(kind, str):
+        return DEFAULT_TASK, None, [Problem(f"kind = {kind}: a text in quotes is needed", place, f"known: {', '.join(task_kinds())}")]
+    try:
+        model = task_model(kind, at=place)
+    except ConfigError as error:
+        return kind, None, [Problem(f"kind = {kind!r}: {problem.message}", place, problem.do) for problem in error.problems]
+    rest = values if "kind" in model.model_fields else {key: value for key, value in values.items() if key != "kind"}
+    task, found = checked(model, rest, section)
+    return kind, task, found
+
+
+def task_kinds() -> list[str]:
+    """The names of the tasks that ship."""
+    return names("kdpipe.tasks")
+
+
+def task_model(kind: str, *, at: str) -> type[BaseModel]:
+    """The model of `[task]` for this kind; ConfigError where there is none."""
+    if ":" not in kind and kind not in task_kinds():
+        near = difflib.get_close_matches(kind, task_kinds(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError("there is no such task", at=at, do=f"{hint}known: {', '.join(task_kinds())}; your own: package.module:Class")
+    model = find("kdpipe.tasks", kind, at=at)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise ConfigError("it is not a task", at=at, do="name a pydantic model that is a kdpipe.tasks.task.Task")
+    return model
+
+
+def _asked_for(values: Any) -> bool:
+    """Whether `[prune]` is there and not switched off by `enabled = false`."""
+    return values is not None and not (isinstance(values, Mapping) and values.get("enabled") is False)
+
+
+def _objective_fields(model: type[BaseModel], values: Any) -> Mapping[str, FieldInfo] | None:
+    """The keys that the section's objective brings, where the section is one with an objective and names one that exists."""
+    from kdpipe.stages.objectives.configured import ObjectiveSection, objective_class
+
+    if not issubclass(model, ObjectiveSection) or not isinstance(values, Mapping):
+        return None
+    try:
+        return objective_class(str(values.get("objective", model.default_objective)), at="objective").model_fields
+    except ConfigError:
+        return None  # told when the section itself is checked
+
+
+def _devices(values: Any, source: TomlSource) -> tuple[dict[str, DeviceConfig], list[Problem]]:
+    tables, problems = _tables(values, ("devices",), source)
+    devices = {}
+    for name, table in tables.items():
+        device, found = checked(DeviceConfig, table, Section(("devices", name), source))
+        problems += found
+        if device is not None:
+            devices[name] = device
+    return devices, problems
+
+
+def _targets(
+    project: Path, source: TomlSource, devices: Mapping[str, DeviceConfig], shared: Budgets, wanted: Sequence[str]
+) -> tuple[dict[str, Target], list[Problem]]:
+    """The wanted targets; a profile that ships needs no section. Those that are not wanted are checked all the same."""
+    tables, problems = _tables(source.values.get("targets", {}), ("targets",), source)
+    known = list(dict.fromkeys([*tables, *profile_names()]))
+    chosen = list(dict.fromkeys(wanted)) or list(tables) or [DEFAULT_TARGET]
+    for name in chosen:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            problems.append(Problem(f"unknown target {name!r}", f"--target {name}", f"{hint}targets: {', '.join(known)}"))
+    targets = {}
+    for name in dict.fromkeys([*tables, *(name for name in chosen if name in known)]):
+        target, found = _target(project, name, tables.get(name, {}), source, devices, shared)
+        problems += found
+        if target is not None and name in chosen:
+            targets[name] = target
+    return {name: targets[name] for name in chosen if name in targets}, problems
+
+
+def _target(
+    project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceConfig], shared: Budgets
+) -> tuple[Target | None, list[Problem]]:
+    path: KeyPath = ("targets", name)
+    section = Section(path, source)
+    config, problems = checked(TargetConfig, table, section)
+    if config is None:
+        return None, problems
+    if config.device is not None and config.device not in devices:
+        near = difflib.get_close_matches(config.device, devices, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{config.device}]; devices: {', '.join(devices) or 'none yet'}"
+        problems.append(Problem(f"unknown device {config.device!r}", source.at((*path, "device")), advice))
+    wanted = config.profile or name
+    where = source.at((*path, "profile"))
+    try:
+        profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=where, variant=config.variant)
+    except ConfigError as error:
+        return None, [*problems, *(placed(problem, section) for problem in error.problems)]
+    own = {key: value for key, value in config.budgets.model_dump().items() if value is not None}
+    return Target(name, profile, config.device, shared.model_copy(update=own)), problems
+
+
+def _tables(values: Any, path: KeyPath, source: TomlSource) -> tuple[dict[str, Any], list[Problem]]:
+    """The sub-tables of `[targets]` or `[devices]` by name."""
+    if not isinstance(values, Mapping):
+        return {}, checked(BaseModel, values, Section(path, source))[1]
+    wrong = [name for name, table in values.items() if not isinstance(table, Mapping)]
+    problems = [Problem(f"{name} = … stands in [{path[0]}] itself", source.at((*path, name)), f"write it below [{path[0]}.NAME]") for name in wrong]
+    return {name: table for name, table in values.items() if name not in wrong}, problems
+
+
+def _name_of(project: Path) -> str:
+    """The folder's name, made fit for a path in dist/."""
+    kept = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in project.resolve().name)
+    return kept.strip(".-_") or "project"
+
+
+def _order(problem: Problem, source: TomlSource) -> tuple[bool, int]:
+    """By line; what is not in the file comes last."""
+    name, _, line = (problem.at or "").rpartition(":")
+    return (False, int(line)) if name == source.name and line.isdigit() else (True, 0)

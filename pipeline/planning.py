@@ -1,0 +1,177 @@
+"""What a build will do and why: the graph of steps, their fingerprints, and how each differs from the nearest earlier run.
+
+teacher ─► distill ─► prune ─► qat@T ─► export@T ─► bench@T        and a score- step for each network and file
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import BaseModel
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
+from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, tool_versions, with_contents
+from kdpipe.pipeline.stages import StageModule
+from kdpipe.pipeline.steps import Step
+from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.targets.devices.local import LocalDevice
+from kdpipe.targets.instruction_sets import probe
+from kdpipe.tasks.data.splits import DataSplits
+
+STAGES = ("teacher", "distill", "prune", "qat", "export", "bench")
+
+_SUBJECTS = {"teacher": "teacher", "distill": "student", "prune": "pruned", "qat": "twin"}
+"""scored stage to the model's name on its scorecard"""
+_SECTION_OF = {stage: section for section, stage in STAGE_SECTIONS.items()} | {"score-export": "evaluate"}
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step, its stage's configuration, and whether it runs. `why`: the reasons, empty where it is kept."""
+
+    step: Step
+    config: BaseModel
+    target: Target | None
+    state: Literal["run", "keep"]
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in the order in which they run; `threads`: torch threads of the build."""
+
+    config: Config
+    data: DataSplits
+    threads: int
+    steps: tuple[PlannedStep, ...]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A step before it is fingerprinted. `needs`: input name to step name."""
+
+    stage: str
+    name: str
+    target: Target | None
+    needs: Mapping[str, str]
+    subject: str | None = None
+
+
+def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *, until: str | None = None) -> Plan:
+    """The plan of a build of `config`; loads the data for its digest, runs nothing, writes nothing.
+
+    `until`: the last stage (its score included). Raises ConfigError for an unknown stage or data that cannot be used.
+    """
+    if until is not None and until not in STAGES:
+        raise ConfigError(f"unknown stage {until!r}", at=f"--until {until}", do=f"stages, in order: {', '.join(STAGES)}")
+    data = config.task.load(config.project, config.seed)
+    threads = config.threads or physical_cores()
+    made: dict[str, Step] = {}
+    planned = []
+    for node in _nodes(config, until):
+        settings = _settings(config, node)
+        identity = _identity(config, node, settings, stages[node.stage], made, data, threads)
+        step = Step(node.name, node.stage, node.target.name if node.target else None, fingerprint(identity), identity, dict(node.needs))
+        made[node.name] = step
+        why = _reasons(step, store)
+        planned.append(PlannedStep(step, settings, node.target, "run" if why else "keep", why))
+    return Plan(config, data, threads, tuple(planned))
+
+
+def physical_cores() -> int:
+    """The physical cores that this process may use, at least 1."""
+    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def _nodes(config: Config, until: str | None) -> Iterator[_Node]:
+    """The graph in running order: what all targets share, then each target's tail. Without `[prune]` its consumers take the student."""
+    last = STAGES.index(until or STAGES[-1])
+    pruned = "prune" if config.prunes else "distill"
+    shared = [("teacher", {}), ("distill", {"teacher": "teacher"})]
+    if config.prunes:
+        shared.append(("prune", {"distill": "distill", "teacher": "teacher"}))
+    shared = [(stage, needs) for stage, needs in shared if STAGES.index(stage) <= last]
+    for stage, needs in shared:
+        yield _Node(stage, stage, None, needs)
+        yield _Node("score", f"score-{stage}", None, {stage: stage}, _SUBJECTS[stage])
+    scores = {f"score-{stage}": f"score-{stage}" for stage, _ in shared}
+    for target in config.targets.values():
+        qat, export = f"qat@{target.name}", f"export@{target.name}"
+        if last >= STAGES.index("qat"):
+            yield _Node("qat", qat, target, {"prune": pruned, "teacher": "teacher"})
+            yield _Node("score", f"score-{qat}", target, {"qat": qat}, _SUBJECTS["qat"])
+        if last >= STAGES.index("export"):
+            yield _Node("export", export, target, {"qat": qat, "prune": pruned, "teacher": "teacher"})
+            yield _Node("score-export", f"score-{export}", target, {"export": export, "qat": qat, **scores, "score-qat": f"score-{qat}"})
+        if last >= STAGES.index("bench"):
+            yield _Node("bench", f"bench@{target.name}", target, {"export": export})
+
+
+def _settings(config: Config, node: _Node) -> BaseModel:
+    """The stage's section with what the pipeline fills in: the objective of `[distill]`, its attack's strength, the model under judgement."""
+    section: BaseModel = config.sections[_SECTION_OF[node.stage]]
+    objective = config.sections["distill"].objective
+    if node.stage in ("prune", "qat"):
+        return section.model_copy(update={"objective": objective})
+    if node.stage in ("score", "score-export"):
+        filled: dict[str, Any] = {} if node.subject is None else {"subject": node.subject}
+        attack = getattr(objective, "attack", None)
+        for name in ("norm", "epsilon"):
+            if attack is not None and name not in section.model_fields_set:
+                filled[name] = getattr(attack, name)
+        return section.model_copy(update=filled)
+    return section
+
+
+def _identity(
+    config: Config, node: _Node, settings: BaseModel, module: StageModule, made: Mapping[str, Step], data: DataSplits, threads: int
+) -> dict[str, Any]:
+    contents = settings.content(config.project) if hasattr(settings, "content") else {}
+    identity = {
+        "stage": node.stage,
+        "version": module.VERSION,
+        "config": with_contents(settings.model_dump(mode="json"), contents),
+        "inputs": {name: made[step].fingerprint for name, step in node.needs.items()},
+        "data": data.digest,
+        "task": dict(config.task.identity()),
+        "tools": tool_versions(module.TOOLS),
+        "seed": config.seed,
+        "threads": threads,
+    }
+    if node.target is not None:
+        identity["profile"] = node.target.profile.model_dump(mode="json")
+        identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does
+    if node.stage == "bench" and node.target is not None:
+        identity["device"] = _device_identity(node.target)
+    identity["code"] = code_digests([identity, config.task_kind], config.project)
+    return identity
+
+
+def _device_identity(target: Target) -> dict[str, Any] | None:
+    """What tells one machine from another, without what changes by the minute; None where this host cannot measure the target."""
+    return dict(LocalDevice().identity()) if target.profile.measurable_here() else None
+
+
+def _reasons(step: Step, store: Store) -> tuple[str, ...]:
+    """Why the step must run; empty where the store holds it undamaged."""
+    if (store.folder / step.fingerprint).is_dir():
+        damage = store.damage(step.fingerprint, thorough=False)
+        return (damage,) if damage else ()
+    resumed = ("goes on where it was interrupted",) if _begun(store.work_folder / step.fingerprint) else ()
+    earlier = [artifact for artifact in store.artifacts() if artifact.record.step == step.name]
+    return (*(_nearest(step, earlier) if earlier else ("first build",)), *resumed)
+
+
+def _nearest(step: Step, earlier: Sequence[Artifact]) -> tuple[str, ...]:
+    """The differences to the earlier artifact that has the fewest, the latest of those with as many."""
+    section = _SECTION_OF[step.stage]
+    told = [tuple(differences(artifact.record.identity, step.identity, section)) for artifact in reversed(earlier)]
+    return min(told, key=len)
+
+
+def _begun(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
