@@ -38,12 +38,12 @@ def weighted(**terms: tuple[float | Tensor, Tensor]) -> Loss:
 class Teacher:
     """A frozen network that is asked for its logits; `module` itself for those who need hidden layers or gradients through it.
 
-    `known`: for samples that come unaugmented, a function from their indices to the logits computed before.
+    `known`: from training indices to the logits on those samples as they lie in the data, where these were computed before.
     """
 
-    def __init__(self, module: nn.Module, known: Callable[[Tensor, Tensor], Tensor | None] = lambda x, indices: None) -> None:
+    def __init__(self, module: nn.Module, known: Callable[[Tensor], Tensor] | None = None) -> None:
         self.module = module
-        self._known = known
+        self.known = known
 
     def __call__(self, x: Tensor) -> Tensor:
         """The logits, (batch, classes), without a graph."""
@@ -51,18 +51,14 @@ class Teacher:
             logits: Tensor = self.module(x)
             return logits
 
-    def targets(self, x: Tensor, indices: Tensor) -> Tensor:
-        """The logits on a training batch: taken from the table where these very samples are in it, else computed."""
-        known = self._known(x, indices)
-        return self(x) if known is None else known
-
 
 @dataclass
 class Step:
     """One training step as an objective sees it.
 
     `x`: the batch as the student gets it, augmented, values in the data's raw range; `labels`, `indices`: (batch,) int64, the
-    indices those of the training split. `progress`: share of the training that is done, in [0, 1]. Draw from `generator` alone.
+    indices those of the training split. `augmented`: whether `x` differs from the samples in the data. `progress`: share of
+    the training that is done, in [0, 1]. Draw from `generator` alone.
     """
 
     x: Tensor
@@ -72,6 +68,7 @@ class Step:
     generator: torch.Generator
     teachers: tuple[Teacher, ...] = ()
     auxiliary: nn.Module | None = None
+    augmented: bool = True
     progress: float = 0.0
     _targets: dict[int, Tensor] = field(default_factory=dict)
 
@@ -88,7 +85,8 @@ class Step:
     def targets_of(self, teacher: int) -> Tensor:
         """The same of the teacher at index `teacher`."""
         if teacher not in self._targets:
-            self._targets[teacher] = self.teachers[teacher].targets(self.x, self.indices)
+            source = self.teachers[teacher]
+            self._targets[teacher] = source(self.x) if self.augmented or source.known is None else source.known(self.indices)
         return self._targets[teacher]
 
 

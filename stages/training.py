@@ -1,0 +1,411 @@
+"""How any network is trained here: one loop for teachers, students, pruned networks and twins.
+
+The weights kept are those of the epoch that was best on the validation split. Every draw is from a stream named after the
+epoch and every epoch ends in a checkpoint, so a killed training goes on to the very same bits.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.foundation.files import canonical_json, write_json
+from kdpipe.foundation.networks import Network
+from kdpipe.foundation.randomness import stream
+from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.stages.averaging import average_, averaged_copy
+from kdpipe.stages.checkpoint import Checkpoint, CheckpointFolder, load_optimizer_state_, optimizer_state, state_of, under
+from kdpipe.stages.known_targets import KnownTargets
+from kdpipe.stages.objectives.configured import as_keys
+from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher
+from kdpipe.stages.schedule import LearningRateSchedule, learning_rate
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.validation import Validation, validate
+from kdpipe.tasks.data.batches import Batch, batches
+
+CHECKPOINTS = "checkpoint"
+"""The folder of checkpoints in a stage's work folder."""
+
+HISTORY_FILE = "history.json"
+
+SelectBy = Literal["clean", "robust", "balanced"]
+
+
+class TrainingDivergedError(ConfigError):
+    """The loss or the weights are no longer finite; the checkpoints of the finished epochs stay."""
+
+
+class TrainingConfig(BaseModel, extra="forbid", frozen=True):
+    """The keys that every training section has."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training split")
+    batch_size: int = Field(64, ge=2, description="samples per step")
+    learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="highest learning rate of the schedule")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with Nesterov momentum, or adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; adamw's first beta")
+    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="of weights with two or more dimensions; biases and BatchNorm are spared")
+    clip_norm: float | None = Field(None, gt=0, description="upper bound of the gradient's norm; absent: none")
+    schedule: LearningRateSchedule = Field("cosine", description="cosine to 0, multi-step (times 0.1 at each milestone), or constant")
+    milestones: tuple[float, ...] = Field((0.5, 0.75), description="shares of the training, in (0, 1), at which multi-step drops")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0 to the learning rate")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better one; absent: never")
+    ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of averaged weights, which are then what is judged and kept; absent: none")
+    select_by: SelectBy | None = Field(
+        None, description="validation figure that the best epoch is chosen by; absent: balanced (the mean of both) with an attack in the objective, else clean"
+    )
+    validation_attack_samples: int = Field(256, ge=1, description="validation samples that are attacked (PGD-10) after each epoch, where select_by asks for it")
+
+    @field_validator("milestones")
+    @classmethod
+    def _within_the_training(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < milestone < 1 for milestone in milestones):
+            raise ValueError(f"{list(milestones)} are not all in (0, 1): they are shares of the training, not epochs")
+        return milestones
+
+
+class EpochRecord(BaseModel, extra="forbid", frozen=True):
+    """One epoch, counted from 1. `loss`: `total` and the objective's terms before their weights, means over the epoch's samples."""
+
+    epoch: int
+    learning_rate: float
+    loss: dict[str, float]
+    validation: Validation
+
+
+class History(BaseModel, extra="forbid", frozen=True):
+    """What came of one training. It holds no times: it is the same to the bit however often the training was interrupted."""
+
+    label: str
+    objective: str
+    select_by: SelectBy
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    stopped_early: bool
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch whose weights were kept."""
+        return self.epochs[self.best_epoch - 1]
+
+
+def write_history(folder: Path, *histories: History) -> None:
+    """`history.json`: `{"trainings": [...]}`, one entry per training of the stage, in order."""
+    write_json(folder / HISTORY_FILE, {"trainings": [history.model_dump(mode="json") for history in histories]})
+
+
+def train(
+    network: Network,
+    objective: Objective,
+    teacher: Network | Sequence[Network] | None,
+    inputs: Inputs,
+    config: TrainingConfig,
+    context: Context,
+    *,
+    label: str,
+    before_epoch: Callable[[int], None] | None = None,
+) -> History:
+    """Train `network.module` in place, from its present weights, on `inputs.data`; it is left with the best epoch's weights, in evaluation mode.
+
+    `label` names the training within its stage: its checkpoints, random streams and progress. Checkpoints in
+    `context.folder` are resumed from, and a finished one is loaded and not repeated; the stage removes them with
+    `remove_checkpoints` when all its trainings are done. `before_epoch(epoch)`, from 0, is called after the module was put
+    into training mode: it must depend on nothing but the epoch. Raises TrainingDivergedError, a ConfigError.
+    """
+    teachers = () if teacher is None else (teacher,) if isinstance(teacher, Network) else tuple(teacher)
+    if objective.needs_teacher and not teachers:
+        raise ConfigError(f"objective {objective.name!r} needs a teacher", at=label, do="choose an objective without one: plain, at, trades")
+    with _fast_layout(network.module, *(one.module for one in teachers)), quiet(*(one.module for one in teachers)):
+        run = _prepared(network.module, objective, tuple(one.module for one in teachers), inputs, config, context, label)
+        folder = CheckpointFolder(context.folder / CHECKPOINTS / label, _identity(network, objective, teachers, inputs, config, context, label))
+        found = folder.newest(context.progress.say)
+        if found is not None:
+            _resume_(run, found)
+            context.progress.say(f"{label}: resumed after epoch {found.done} of {config.epochs}")
+        while not run.finished:
+            epoch = len(run.records)
+            run.student.train()
+            if before_epoch is not None:
+                before_epoch(epoch)
+            loss = _train_epoch_(run, epoch)
+            _judge_(run, epoch, loss)
+            folder.write(_checkpoint(run))
+        network.module.load_state_dict(run.best_state)
+        network.module.eval()
+    return History(
+        label=label,
+        objective=objective.name,
+        select_by=run.select_by,
+        epochs=tuple(run.records),
+        best_epoch=run.best_epoch,
+        stopped_early=len(run.records) < config.epochs,
+    )
+
+
+@dataclass
+class _Run:
+    """The moving parts of one training; what changes from epoch to epoch is what `_checkpoint` holds."""
+
+    student: nn.Module
+    objective: Objective
+    teachers: tuple[Teacher, ...]
+    auxiliary: nn.Module | None
+    optimizer: Optimizer
+    average: nn.Module | None
+    inputs: Inputs
+    config: TrainingConfig
+    context: Context
+    label: str
+    select_by: SelectBy
+    validation_attack: Attack | None
+    records: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.student if self.average is None else self.average
+
+    @property
+    def finished(self) -> bool:
+        done = len(self.records)
+        patience = self.config.patience
+        return done >= self.config.epochs or (patience is not None and done - self.best_epoch >= patience)
+
+
+def _prepared(
+    student: nn.Module, objective: Objective, teachers: tuple[nn.Module, ...], inputs: Inputs, config: TrainingConfig, context: Context, label: str
+) -> _Run:
+    attack = objective.attack if isinstance(objective, RobustObjective) else None
+    select_by = config.select_by or ("clean" if attack is None else "balanced")
+    if select_by != "clean" and attack is None:
+        problem = f"select_by = {select_by!r} needs an attack, objective {objective.name!r} has none"
+        raise ConfigError(problem, at=label, do="set select_by = 'clean', or choose a robust objective: at, trades, rslad")
+    split = inputs.data.train
+    example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
+    with _lent_global_stream(stream(context.seed, f"{label}/auxiliary")):
+        student.eval()
+        auxiliary = objective.auxiliary(Setting(student, teachers, example, len(split)))
+    known = [KnownTargets(teacher, split, inputs.data.classes, context.progress, label) for teacher in teachers]
+    return _Run(
+        student=student,
+        objective=objective,
+        teachers=tuple(Teacher(teacher, table if table.fits else None) for teacher, table in zip(teachers, known, strict=True)),
+        auxiliary=auxiliary,
+        optimizer=_optimizer([student] if auxiliary is None else [student, auxiliary], config),
+        average=None if config.ema_decay is None else averaged_copy(student),
+        inputs=inputs,
+        config=config,
+        context=context,
+        label=label,
+        select_by=select_by,
+        validation_attack=attack if select_by != "clean" else None,
+    )
+
+
+def _optimizer(modules: list[nn.Module], config: TrainingConfig) -> Optimizer:
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+    return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def _train_epoch_(run: _Run, epoch: int) -> dict[str, float]:
+    """One pass over the training split; the means of the loss and its terms, in float64."""
+    seed, config, split = run.context.seed, run.config, run.inputs.data.train
+    size, drop_last = batching(len(split), config.batch_size)
+    count = len(split) // size if drop_last else math.ceil(len(split) / size)
+    name = f"{run.label}/{{}}/epoch-{epoch}"
+    augment, attack = stream(seed, name.format("augment")), stream(seed, name.format("attack"))
+    order = batches(split, size, generator=stream(seed, name.format("order")), drop_last=drop_last)
+    sums: dict[str, float] = {}
+    samples = 0
+    with _lent_global_stream(stream(seed, name.format("layers"))):
+        for number, batch in enumerate(run.context.progress(order, f"{run.label} {epoch + 1}/{config.epochs}", total=count, unit="batch")):
+            progress = (epoch + number / count) / config.epochs
+            step = _step(run, batch, augment, attack, progress)
+            loss = _take_step_(run, step, f"epoch {epoch + 1}, batch {number + 1} of {count}")
+            for term, value in {"total": loss.total, **loss.terms}.items():
+                sums[term] = sums.get(term, 0.0) + float(value.detach()) * len(batch.labels)
+            samples += len(batch.labels)
+    return {term: value / samples for term, value in sums.items()}
+
+
+def batching(samples: int, batch_size: int) -> tuple[int, bool]:
+    """The batch size in use and whether the last batch is dropped.
+
+    A set smaller than a batch is one batch. A last batch of under a quarter is dropped: its BatchNorm statistics would be
+    noise (of one sample: an error), and the order is drawn anew each epoch, so no sample is always left out.
+    """
+    size = min(batch_size, samples)
+    return size, 0 < samples % size < max(2, size // 4)
+
+
+def _step(run: _Run, batch: Batch, augment: torch.Generator, attack: torch.Generator, progress: float) -> Step:
+    x = run.inputs.task.augment(batch.x, augment)
+    augmented = not torch.equal(x, batch.x)
+    if x.ndim == 4 and _has_convolutions(run.student):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return Step(
+        x=x,
+        labels=batch.labels,
+        indices=batch.indices,
+        student=run.student,
+        generator=attack,
+        teachers=run.teachers,
+        auxiliary=run.auxiliary,
+        augmented=augmented,
+        progress=progress,
+    )
+
+
+def _take_step_(run: _Run, step: Step, where: str) -> Loss:
+    config = run.config
+    rate = learning_rate(
+        config.learning_rate, step.progress, schedule=config.schedule, warmup=min(1.0, config.warmup_epochs / config.epochs), milestones=config.milestones
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    with run.objective.around(step):
+        loss = _checked_loss(run, step, where)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], config.clip_norm)
+        run.optimizer.step()
+    run.steps += 1
+    if run.average is not None and config.ema_decay is not None:
+        average_(run.average, run.student, config.ema_decay, run.steps)
+    return loss
+
+
+def _checked_loss(run: _Run, step: Step, where: str) -> Loss:
+    try:
+        loss = run.objective.loss(step)
+    except ConfigError as error:  # the attack refuses a loss that is not finite; what else is wrong is told as it is
+        if all(torch.isfinite(value).all() for value in run.student.parameters()):
+            raise
+        raise _diverged(run, "the weights are not finite", where) from error
+    if not torch.isfinite(loss.total):
+        raise _diverged(run, f"the loss is {loss.total.item()}", where)
+    return loss
+
+
+def _diverged(run: _Run, fact: str, where: str) -> TrainingDivergedError:
+    rate = run.config.learning_rate
+    return TrainingDivergedError(
+        f"training diverged: {fact}",
+        at=f"{run.label}, {where}",
+        do=f"lower learning_rate (now {rate:g}, try {rate / 3:.2g}) or set clip_norm = 1.0; {len(run.records)} finished epochs are kept as checkpoint",
+    )
+
+
+def _judge_(run: _Run, epoch: int, loss: dict[str, float]) -> None:
+    """Validate, record the epoch and keep its weights if it is the best so far."""
+    if not all(torch.isfinite(value).all() for value in run.judged.state_dict().values() if value.is_floating_point()):
+        raise _diverged(run, "the weights are not finite", f"end of epoch {epoch + 1}")
+    data, size, attacked = run.inputs.data.validation, run.config.batch_size * 4, run.config.validation_attack_samples
+    validation = validate(run.judged, data, size, run.validation_attack, attacked, run.context.seed, run.label)
+    rate = run.optimizer.param_groups[0]["lr"]
+    run.records.append(EpochRecord(epoch=epoch + 1, learning_rate=rate, loss=loss, validation=validation))
+    if run.best_epoch == 0 or _rank(run, validation) > _rank(run, run.records[run.best_epoch - 1].validation):
+        run.best_epoch = epoch + 1
+        run.best_state = under("best", state_of("best", run.judged))
+    robust = "" if validation.robust_accuracy is None else f", under attack {validation.robust_accuracy:.1%}"
+    best = " (best)" if run.best_epoch == epoch + 1 else ""
+    run.context.progress.say(f"{run.label} {epoch + 1}/{run.config.epochs}: loss {loss['total']:.4f}, validation {validation.clean_accuracy:.1%}{robust}{best}")
+
+
+def _rank(run: _Run, validation: Validation) -> tuple[float, float]:
+    """What is compared: the chosen accuracy; where equal (validation sets are small), the lower loss."""
+    clean, robust = validation.clean_accuracy, validation.robust_accuracy
+    if run.select_by == "clean":
+        return clean, -validation.loss
+    assert robust is not None
+    return (robust if run.select_by == "robust" else (clean + robust) / 2), -validation.loss
+
+
+def _checkpoint(run: _Run) -> Checkpoint:
+    tensors = {**state_of("student", run.student), **optimizer_state("optimizer", run.optimizer)}
+    if run.auxiliary is not None:
+        tensors |= state_of("auxiliary", run.auxiliary)
+    if run.average is not None:
+        tensors |= state_of("average", run.average)
+    tensors |= {f"best/{name}": value for name, value in run.best_state.items()}
+    facts = {"records": [record.model_dump(mode="json") for record in run.records], "best_epoch": run.best_epoch, "steps": run.steps}
+    return Checkpoint(len(run.records), tensors, facts)
+
+
+def _resume_(run: _Run, checkpoint: Checkpoint) -> None:
+    run.student.load_state_dict(under("student", checkpoint.tensors))
+    if run.auxiliary is not None:
+        run.auxiliary.load_state_dict(under("auxiliary", checkpoint.tensors))
+    if run.average is not None:
+        run.average.load_state_dict(under("average", checkpoint.tensors))
+    load_optimizer_state_(run.optimizer, under("optimizer", checkpoint.tensors))
+    run.best_state = under("best", checkpoint.tensors)
+    run.records = [EpochRecord.model_validate(record) for record in checkpoint.facts["records"]]
+    run.best_epoch, run.steps = checkpoint.facts["best_epoch"], checkpoint.facts["steps"]
+
+
+def _identity(
+    network: Network, objective: Objective, teachers: tuple[Network, ...], inputs: Inputs, config: TrainingConfig, context: Context, label: str
+) -> str:
+    """A digest of all that determines the training, the initial weights included: a checkpoint of another one is never resumed."""
+    facts = {
+        "training": TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.model_fields}).model_dump(mode="json"),
+        "objective": as_keys(objective),
+        "networks": [one.spec.model_dump(mode="json") for one in (network, *teachers)],
+        "data": inputs.data.digest,
+        "seed": context.seed,
+        "label": label,
+    }
+    digest = hashlib.sha256(canonical_json(facts))
+    for one in (network, *teachers):
+        for name, value in one.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _lent_global_stream(generator: torch.Generator) -> Iterator[None]:
+    """Layers (dropout, initialisation) draw from torch's global generator: meanwhile it continues `generator`, afterwards it is put back."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
+
+
+@contextmanager
+def _fast_layout(*modules: nn.Module) -> Iterator[None]:
+    """Networks with convolutions in channels-last meanwhile: a training step took 0.6 to 0.8 of the time, with the same values."""
+    converted = [module for module in modules if _has_convolutions(module)]
+    for module in converted:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        for module in converted:
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _has_convolutions(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
