@@ -105,7 +105,10 @@ def load_spec(folder: Path) -> NetworkSpec:
 
 
 def load_weights_(module: nn.Module, path: Path) -> None:
-    """Put the safetensors file's tensors into `module`; every name and shape must fit, else ConfigError names the first that does not."""
+    """Put the safetensors file's tensors into `module`; every name and shape must fit, else ConfigError names the first that does not.
+
+    Weights that were trained outside fit as well: names without the leading `body.`, BatchNorm without its count of batches.
+    """
     if not path.is_file():
         raise ConfigError("no weights here", at=path, do="give the path of a .safetensors file")
     try:
@@ -113,6 +116,7 @@ def load_weights_(module: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise VerificationError(f"weights cannot be read: {error}", at=path, do="copy or build the file again") from error
     own = module.state_dict()
+    state = _adopted(state, own)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if missing or unexpected or misshapen:
@@ -121,6 +125,14 @@ def load_weights_(module: nn.Module, path: Path) -> None:
         facts += [f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}" for name in sorted(misshapen)[:1]]
         raise ConfigError(f"weights do not fit the network: {'; '.join(facts)}", at=path, do="name the network that these weights were trained with")
     module.load_state_dict(state)
+
+
+def _adopted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names of `own`: a bare network's tensors get the prefix of `Normalized`, and counts of batches start at 0."""
+    if not any(name.startswith("body.") for name in state):
+        state = {f"body.{name}": value for name, value in state.items()}
+    counts = {name: torch.zeros_like(value) for name, value in own.items() if name.endswith(".num_batches_tracked")}
+    return {**counts, **state}
 
 
 def _built(spec: NetworkSpec, generator: torch.Generator, *, at: str) -> nn.Module:

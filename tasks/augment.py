@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-OVERLAPS: dict[str, tuple[str, ...]] = {"flip": (), "crop": (), "noise": ("noise",), "blur": ("blur", "pixelate")}
+OVERLAPS: dict[str, tuple[str, ...]] = {"flip": (), "crop": (), "noise": ("gaussian-noise",), "blur": ("gaussian-blur",)}
 """The corruptions of the evaluation that an augmentation trains for: accuracy under them is then no longer of the unseen."""
 
 _BLUR_REACH = 3  # a Gaussian is cut off at three deviations

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
-from kdpipe.tasks.augment import Augmentation, Crop, Flip
+from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
 from kdpipe.tasks.data.checks import Layout, require_precision
 from kdpipe.tasks.data.find import found
 from kdpipe.tasks.data.partition import Shares, partitioned
@@ -21,7 +21,7 @@ _CACHE = Path(".kdpipe", "data")
 _MIRRORED = frozenset({"fashion-mnist", "cifar10"})  # a mirrored shirt is a shirt; a mirrored digit is none
 
 
-class ImageClassification(BaseModel, extra="forbid", frozen=True):
+class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_alias=True):
     """`[task]` with `kind = "image-classification"`."""
 
     kind: Literal["image-classification"] = "image-classification"
@@ -52,6 +52,11 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True):
         if self.augment_with is not None:
             return self.augment_with
         return (Flip(), Crop()) if self.data in _MIRRORED else (Crop(),)
+
+    @property
+    def trained_corruptions(self) -> tuple[str, ...]:
+        """The evaluation's corruptions that the augmentations train for: robustness to them is not to the unseen."""
+        return tuple(dict.fromkeys(corruption for step in self.augmentations for corruption in OVERLAPS[step.name]))
 
     def load(self, project: Path, seed: int) -> DataSplits:
         """The data, checked and split; see `Task.load`."""

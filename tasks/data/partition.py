@@ -1,4 +1,8 @@
-"""Train, validation and test: official sets stay what they are, missing ones are drawn from training, stratified, by seed."""
+"""Train, validation and test: official sets stay what they are, missing ones are drawn from training, stratified, by seed.
+
+Within a split the samples stand in a shuffled order of their own, the same for all seeds: many sources are sorted by class, and
+the first thousand samples of a split must be a fair sample of it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +42,7 @@ def partitioned(source: Source, shares: Shares, seed: int, *, half_width: float 
     for part in source.parts.values():
         require_known_classes(part.labels, source.classes, at=part.at)
     rows = _rows(source, shares, seed)
-    splits = {name: _split(source.parts.get(name, source.train), rows[name]) for name in rows}
+    splits = {name: _split(source.parts.get(name, source.train), numpy_stream(0, f"data/order/{name}").permutation(rows[name])) for name in rows}
     for name, split in splits.items():
         require_every_class(split.labels, source.classes, name, at=source.parts.get(name, source.train).at)
     require_precision(len(splits["test"]), half_width, at=(source.test or source.train).at)

@@ -9,8 +9,6 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdpipe.foundation.errors import ConfigError
-
 _STAGE_CHANNELS = (16, 32, 64)
 
 Shortcut = Literal["conv", "pad"]
@@ -21,11 +19,11 @@ def resnet(*, in_channels: int, classes: int, image_size: int, depth: int = 20, 
 
     `image_size`: the shorter side in pixels; it decides how often the image is halved before the stages.
     `shortcut="pad"` is option A of the paper: no parameters. A state dict of github.com/akamaster/pytorch_resnet_cifar10
-    then fits name by name (`conv1`, `bn1`, `layer1.0.conv1`, …, `linear`).
+    then fits name by name (`conv1`, `bn1`, `layer1.0.conv1`, …, `linear`). ValueError for another depth.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
-        raise ConfigError(f"depth = {depth} is not of the form 6n + 2", at="resnet", do="choose 8, 14, 20, 32, 44, 56 or 110")
+        raise ValueError(f"depth = {depth} is not of the form 6n + 2 (8, 14, 20, 32, 44, 56, 110)")
     channels = tuple(max(1, round(stage * width)) for stage in _STAGE_CHANNELS)
     return ResNet(in_channels, classes, blocks, channels, _early_strides(image_size), shortcut)
 
