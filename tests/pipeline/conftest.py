@@ -1,0 +1,233 @@
+"""A finished build on disk: small, every file in its real schema, every accuracy derived from the per-sample arrays beside it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdpipe.foundation.files import write_json, write_text
+from kdpipe.pipeline.steps import BuildResult, Step, StepResult
+from kdpipe.robustness.paired import wilson
+from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
+from kdpipe.stages.training import EpochRecord, History, write_history
+from kdpipe.stages.validation import Validation
+from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, Percentile, Start
+
+N = 540
+ORT, OPENVINO = "onnxruntime 1.32.0 CPU", "openvino 2026.4.1 CPU"
+SEVERITY_LOSS = (0, 2, 5, 11, 22)
+CORRUPTIONS = {"gaussian-noise": 1.6, "jpeg": 0.4, "contrast": 1.0}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one model of the build is to score: per cent right on clean samples and under attack."""
+
+    clean: float
+    robust: float
+    size_bytes: int
+
+
+@dataclass
+class BuildFolder:
+    """A writer of finished builds; change `models`, `measured`, … before `write`."""
+
+    root: Path
+    name: str = "digits"
+    labels: tuple[str, ...] = tuple(str(digit) for digit in range(10))
+    targets: tuple[str, ...] = ("cpu", "arm")
+    measured: tuple[str, ...] = ("cpu",)
+    until: str | None = None
+    models: dict[str, Model] = field(
+        default_factory=lambda: {
+            "teacher": Model(98.0, 76.0, 1_093_000),
+            "student": Model(97.2, 74.0, 312_000),
+            "pruned": Model(97.0, 73.5, 171_000),
+            "twin": Model(96.9, 73.0, 171_000),
+            "int8": Model(96.9, 72.8, 58_400),
+            "ptq": Model(95.4, 68.1, 58_400),
+        }
+    )
+
+    def write(self) -> BuildResult:
+        results: dict[str, StepResult] = {}
+
+        def step(name: str, seconds: float) -> Path:
+            folder = self.root / "store" / name
+            folder.mkdir(parents=True)
+            stage, _, target = name.partition("@")
+            identity: dict[str, Any] = {"data": "ab" * 32, "tools": {"torch": "2.13.0"}}
+            results[name] = StepResult(Step(name, stage, target or None, f"{len(results):02x}" * 32, identity), folder, "built", seconds, 400_000_000)
+            return folder
+
+        for stage, model, seconds in (("teacher", "teacher", 31.0), ("distill", "student", 24.5), ("prune", "pruned", 9.25)):
+            _train(step(stage, seconds), stage)
+            self._score(step(f"score-{stage}", 3.5), model, "network")
+        for target in self.targets if self.until is None else ():
+            _train(step(f"qat@{target}", 7.75), "qat")
+            self._score(step(f"score-qat@{target}", 3.5), "twin", "twin")
+            self._export(step(f"export@{target}", 2.5))
+            self._score_files(step(f"score-export@{target}", 4.0), self.runtimes(target))
+            write_text(step(f"bench@{target}", 12.0) / "bench.json", self._bench(target).model_dump_json(indent=2))
+        config = {"project": {"name": self.name, "seed": 0}, "task": {"kind": "image-classification", "data": "digits"}, "distill": {"objective": "rslad"}}
+        return BuildResult(self.root, self.name, config, "kdpipe build", self.targets, results)
+
+    def runtimes(self, target: str) -> tuple[str, ...]:
+        return (ORT, OPENVINO) if target == "cpu" else (ORT,)
+
+    def correct(self, model: str) -> dict[str, npt.NDArray[np.bool_]]:
+        """Per-sample correctness with the shares of `models`; hard samples are hard for every model."""
+        wanted = self.models[model]
+        order = np.random.default_rng(1).permutation(N)
+        arrays = {"clean": _right(order, wanted.clean), "robust": _right(order, wanted.robust), "attack/fgsm": _right(order, wanted.robust + 6)}
+        arrays["attack/pgd-20"] = arrays["robust"]
+        for name, weight in CORRUPTIONS.items():
+            for severity, loss in enumerate(SEVERITY_LOSS, start=1):
+                arrays[f"corruption/{name}-{severity}"] = _right(order, wanted.clean - weight * loss)
+        return arrays
+
+    def card(self, model: str, form: str, runtime: str | None) -> Scorecard:
+        arrays, wanted = self.correct(model), self.models[model]
+        corruptions = {key.removeprefix("corruption/"): array for key, array in arrays.items() if key.startswith("corruption/")}
+        crafted_on = ("twin", "file") if form == "file" else ("itself",)
+        return Scorecard(
+            model=model,
+            form=form,  # type: ignore[arg-type]  # one of the three that it may be
+            runtime=runtime,
+            size_bytes=wanted.size_bytes,
+            parameters=wanted.size_bytes // 4,
+            macs=wanted.size_bytes * 37,
+            clean=_figure(arrays["clean"]),
+            nll=Figure(value=0.21, low=0.18, high=0.25, n=N),
+            ece=Figure(value=3.4, low=2.2, high=4.9, n=N),
+            attacks=tuple(
+                AttackFigure(name=name, norm="linf", epsilon=0.1, steps=steps, restarts=1, crafted_on=crafted_on, accuracy=_figure(arrays[f"attack/{name}"]))
+                for name, steps in (("fgsm", 1), ("pgd-20", 20))
+            ),
+            robust=_figure(arrays["robust"]),
+            epsilon_curve=tuple(
+                EpsilonPoint(epsilon=e, accuracy=_figure(_right(np.arange(N), wanted.clean - (wanted.clean - wanted.robust) * (e / 0.1) ** 1.3)))
+                for e in (0.0, 0.025, 0.05, 0.1, 0.2, 0.4)
+            ),
+            corruptions=tuple(CorruptionFigure(name=key[:-2], severity=int(key[-1]), accuracy=_figure(array)) for key, array in corruptions.items()),
+            corruption_mean=_figure(np.concatenate(list(corruptions.values()))),
+            reliability=tuple(
+                ReliabilityBin(low=k / 15, high=(k + 1) / 15, n=n, confidence=(k + 0.5) / 15 if n else None, accuracy=min(1.0, (k + 1.1) / 15) if n else None)
+                for k, n in enumerate((0, 0, 2, 5, 8, 10, 12, 14, 17, 20, 26, 34, 52, 90, 250))
+            ),
+            masking=(
+                MaskingCheck(name="stronger than random noise", passed=True, detail="pgd-20 72.8 %, random signs 96.1 %"),
+                MaskingCheck(name="accuracy near 0 at a huge epsilon", passed=False, detail="24.1 % at ε = 0.5, at most 10.0 % is expected"),
+                MaskingCheck(name="black box is no better than white box", passed=None, detail="no black-box attack was asked for"),
+            ),
+        )
+
+    def _score(self, folder: Path, model: str, form: str) -> None:
+        write_text(folder / "scorecard.json", self.card(model, form, None).model_dump_json(indent=2))
+        np.savez(folder / "correct.npz", **self.correct(model), **{"indices/attack": np.arange(N)})
+
+    def _score_files(self, folder: Path, runtimes: tuple[str, ...]) -> None:
+        cards, arrays = [], {}
+        for model in ("int8", "ptq"):
+            for runtime in runtimes:
+                cards.append(self.card(model, "file", runtime).model_dump(mode="json"))
+                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in self.correct(model).items()}
+        write_json(folder / "scorecards.json", cards)
+        np.savez(folder / "correct.npz", **arrays)
+
+    def _export(self, folder: Path) -> None:
+        pass
+
+    def _bench(self, target: str) -> Bench:
+        if target not in self.measured:
+            return Bench(target=target, device=None, not_measured="not measured: no device")
+        latencies = tuple(
+            _latency(model, runtime, batch, threads, p50 * batch**0.8 / threads**0.5)
+            for runtime in self.runtimes(target)
+            for batch, threads in ((1, 1), (1, 2), (32, 1))
+            for model, p50 in (("int8", 0.082), ("float", 0.131), ("teacher", 1.24))
+        )
+        operators = ["QuantizeLinear", *["QLinearConv", "QLinearConv", "QLinearAdd"] * 4, "QLinearGlobalAveragePool", "Flatten", "QLinearMatMul", "Softmax"]
+        explanation = Explanation(
+            runtime=ORT,
+            nodes=tuple(
+                NodePrecision(
+                    name=f"node_{k}",
+                    operator=operator,
+                    precision="int8" if operator.startswith("QLinear") else "float32",
+                    fused=("Relu",) if operator == "QLinearConv" else (),
+                )
+                for k, operator in enumerate(operators)
+            ),
+            int8_share=1.0,
+            findings=("all 9 convolutions and linear layers run in int8", "this CPU has no VNNI: int8 is about as fast as float32 for narrow layers"),
+        )
+        device = DeviceFacts(
+            name="local",
+            cpu="Some CPU @ 2.80GHz",
+            architecture="x86_64",
+            instruction_sets=("avx2",),
+            cores=2,
+            memory_bytes=8_000_000_000,
+            runtimes={"onnxruntime": "1.32.0"},
+        )
+        starts = tuple(
+            Start(model=model, runtime=ORT, load_ms=12.0, first_inference_ms=1.4, peak_memory_bytes=91_000_000) for model in ("int8", "float", "teacher")
+        )
+        return Bench(
+            target=target, device=device, latencies=latencies, starts=starts, explanations=(explanation,), warnings=("the clock changed by 8 % during the run",)
+        )
+
+
+@pytest.fixture
+def build_folder(tmp_path: Path) -> BuildFolder:
+    return BuildFolder(tmp_path / "project")
+
+
+def _train(folder: Path, label: str) -> None:
+    epochs = tuple(
+        EpochRecord(
+            epoch=k + 1,
+            learning_rate=0.05,
+            loss={"total": 1.9 - 0.2 * k},
+            validation=Validation(clean_accuracy=a, loss=1.4 - 0.15 * k, robust_accuracy=a - 0.22),
+        )
+        for k, a in enumerate(np.linspace(0.62, 0.97, 8).tolist())
+    )
+    write_history(folder, History(label=label, objective="rslad", select_by="balanced", epochs=epochs, best_epoch=7, stopped_early=False))
+
+
+def _right(order: npt.NDArray[np.int64], percent: float) -> npt.NDArray[np.bool_]:
+    right = np.zeros(N, bool)
+    right[order[: max(0, round(N * percent / 100))]] = True
+    return right
+
+
+def _figure(correct: npt.NDArray[np.bool_]) -> Figure:
+    low, high = wilson(int(correct.sum()), len(correct))
+    return Figure(value=100 * float(correct.mean()), low=100 * low, high=100 * high, n=len(correct))
+
+
+def _latency(model: str, runtime: str, batch: int, threads: int, p50: float) -> Latency:
+    def around(value: float) -> Percentile:
+        return Percentile(value_ms=value, low_ms=value * 0.97, high_ms=value * 1.06)
+
+    bump = np.exp(-(((np.arange(30) - 4) / 4.0) ** 2)) + 0.01
+    return Latency(
+        model=model,  # type: ignore[arg-type]  # one of the three that it may be
+        runtime=runtime,
+        batch=batch,
+        threads=threads,
+        runs=400,
+        p50=around(p50),
+        p90=around(1.17 * p50),
+        p95=around(1.3 * p50),
+        p99=Percentile(value_ms=None, reason="not claimable: 400 runs, 662 are needed"),
+        samples_per_second=1000 * batch / p50,
+        histogram_edges_ms=tuple((np.linspace(0.85, 1.9, 31) * p50).tolist()),
+        histogram_counts=tuple(np.random.default_rng(2).multinomial(400, bump / bump.sum()).tolist()),
+        ratio_to_float=Percentile(value_ms=0.626, low_ms=0.61, high_ms=0.64) if model == "int8" else None,
+    )
