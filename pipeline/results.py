@@ -16,11 +16,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.scorecard import Scorecard
+from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.targets.measurements import Bench
 
 BoolArray = npt.NDArray[np.bool_]
 
 SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")
+
+
+class Trainings(BaseModel, extra="forbid", frozen=True):
+    """history.json: the trainings of one stage, in order."""
+
+    trainings: tuple[History, ...]
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,11 @@ class TargetResults:
 
 @dataclass(frozen=True)
 class Results:
-    """A build's figures. `shared`: teacher, student, pruned, those that were judged; `seconds` by step name."""
+    """A build's figures. `shared`: teacher, student, pruned, those that were judged; `histories`, `seconds` by step name."""
 
     shared: tuple[Judged, ...]
     targets: Mapping[str, TargetResults]
+    histories: Mapping[str, tuple[History, ...]]
     seconds: Mapping[str, float]
 
     @property
@@ -74,7 +82,8 @@ def read_results(build: BuildResult) -> Results:
     """The figures of `build`. Raises VerificationError when a file that its step leaves is missing or is not what it should be."""
     shared = tuple(_judged(build.results[step].folder, None) for step in SHARED_SCORES if step in build.results)
     seconds = {name: result.seconds for name, result in build.results.items()}
-    return Results(shared, {target: _target(build, target) for target in build.targets}, seconds)
+    histories = {name: read_model(path, Trainings).trainings for name, result in build.results.items() if (path := result.folder / HISTORY_FILE).is_file()}
+    return Results(shared, {target: _target(build, target) for target in build.targets}, histories, seconds)
 
 
 Model = TypeVar("Model", bound=BaseModel)

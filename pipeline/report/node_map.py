@@ -9,12 +9,11 @@ from kdpipe.targets.measurements import NodePrecision
 
 CELL = 26.0
 IN_ROW = 16
-INTEGERS = ("int8", "uint8", "i8", "u8", "qint8", "quint8")
 
 
 def is_int8(node: NodePrecision) -> bool:
     """Whether the runtime runs the node in 8-bit integers."""
-    return node.precision.lower() in INTEGERS
+    return node.precision == "int8"
 
 
 def node_map(nodes: Sequence[NodePrecision]) -> Markup:

@@ -10,7 +10,7 @@ import pytest
 
 from kdpipe.foundation.files import write_json, write_text
 from kdpipe.pipeline.steps import BuildResult, Step, StepResult
-from kdpipe.robustness.paired import wilson
+from kdpipe.robustness.intervals import accuracy
 from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
 from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
@@ -100,20 +100,20 @@ class BuildFolder:
             size_bytes=wanted.size_bytes,
             parameters=wanted.size_bytes // 4,
             macs=wanted.size_bytes * 37,
-            clean=_figure(arrays["clean"]),
+            clean=accuracy(arrays["clean"]),
             nll=Figure(value=0.21, low=0.18, high=0.25, n=N),
             ece=Figure(value=3.4, low=2.2, high=4.9, n=N),
             attacks=tuple(
-                AttackFigure(name=name, norm="linf", epsilon=0.1, steps=steps, restarts=1, crafted_on=crafted_on, accuracy=_figure(arrays[f"attack/{name}"]))
+                AttackFigure(name=name, norm="linf", epsilon=0.1, steps=steps, restarts=1, crafted_on=crafted_on, accuracy=accuracy(arrays[f"attack/{name}"]))
                 for name, steps in (("fgsm", 1), ("pgd-20", 20))
             ),
-            robust=_figure(arrays["robust"]),
+            robust=accuracy(arrays["robust"]),
             epsilon_curve=tuple(
-                EpsilonPoint(epsilon=e, accuracy=_figure(_right(np.arange(N), wanted.clean - (wanted.clean - wanted.robust) * (e / 0.1) ** 1.3)))
+                EpsilonPoint(epsilon=e, accuracy=accuracy(_right(np.arange(N), wanted.clean - (wanted.clean - wanted.robust) * (e / 0.1) ** 1.3)))
                 for e in (0.0, 0.025, 0.05, 0.1, 0.2, 0.4)
             ),
-            corruptions=tuple(CorruptionFigure(name=key[:-2], severity=int(key[-1]), accuracy=_figure(array)) for key, array in corruptions.items()),
-            corruption_mean=_figure(np.concatenate(list(corruptions.values()))),
+            corruptions=tuple(CorruptionFigure(name=key[:-2], severity=int(key[-1]), accuracy=accuracy(array)) for key, array in corruptions.items()),
+            corruption_mean=accuracy(np.concatenate(list(corruptions.values()))),
             reliability=tuple(
                 ReliabilityBin(low=k / 15, high=(k + 1) / 15, n=n, confidence=(k + 0.5) / 15 if n else None, accuracy=min(1.0, (k + 1.1) / 15) if n else None)
                 for k, n in enumerate((0, 0, 2, 5, 8, 10, 12, 14, 17, 20, 26, 34, 52, 90, 250))
@@ -204,11 +204,6 @@ def _right(order: npt.NDArray[np.int64], percent: float) -> npt.NDArray[np.bool_
     right = np.zeros(N, bool)
     right[order[: max(0, round(N * percent / 100))]] = True
     return right
-
-
-def _figure(correct: npt.NDArray[np.bool_]) -> Figure:
-    low, high = wilson(int(correct.sum()), len(correct))
-    return Figure(value=100 * float(correct.mean()), low=100 * low, high=100 * high, n=len(correct))
 
 
 def _latency(model: str, runtime: str, batch: int, threads: int, p50: float) -> Latency:
