@@ -34,8 +34,17 @@ class Latency(BaseModel, extra="forbid", frozen=True):
     ratio_to_float: Percentile | None = Field(None, description="p50 over the float student's, same runtime, batch and threads, paired windows; no unit")
 
 
+class NoiseCheck(BaseModel, extra="forbid", frozen=True):
+    """The float model measured against itself, loaded twice and interleaved (A/A): how far from 1 a ratio of equals comes out."""
+
+    runtime: str
+    batch: int
+    threads: int
+    ratio: Percentile
+
+
 class Start(BaseModel, extra="forbid", frozen=True):
-    """One model in a fresh process: load, first inference, peak resident memory."""
+    """One model in a fresh process: load (without the runtime's import), first inference, peak resident memory."""
 
     model: ModelName
     runtime: str
@@ -87,4 +96,5 @@ class Bench(BaseModel, extra="forbid", frozen=True):
     latencies: tuple[Latency, ...] = ()
     starts: tuple[Start, ...] = ()
     explanations: tuple[Explanation, ...] = ()
+    noise: tuple[NoiseCheck, ...] = ()
     warnings: tuple[str, ...] = ()

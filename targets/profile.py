@@ -45,7 +45,7 @@ def _instruction_set(value: str) -> str:
 
 
 InstructionSet = Annotated[str, AfterValidator(_instruction_set)]
-Threads = Literal["1", "2", "4", "8", "all"]
+Threads = Annotated[int, Field(ge=1, le=1024)] | Literal["all"]
 
 
 class RuntimeNeed(BaseModel, extra="forbid", frozen=True):
@@ -83,10 +83,10 @@ class Calibration(BaseModel, extra="forbid", frozen=True):
 class BenchSettings(BaseModel, extra="forbid", frozen=True):
     """`[bench]` of a profile: what is measured unless the project says otherwise."""
 
-    threads: tuple[Threads, ...] = Field(("1", "all"), min_length=1, description="thread counts; 'all': every core of the device")
+    threads: tuple[Threads, ...] = Field((1, "all"), min_length=1, description="thread counts; 'all': every core of the device")
     hint: Literal["latency", "throughput"] = Field("latency", description="the runtime's performance hint, where it has one")
     batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((1, 32), min_length=1, description="batch sizes; a static file has one only")
-    percentiles: tuple[Literal[50, 90, 95, 99], ...] = Field((50, 90, 95, 99), min_length=1, description="latency percentiles")
+    percentiles: tuple[Literal[50, 90, 95, 99], ...] = Field((50, 90, 95), min_length=1, description="measured on until these are claimable")
     seconds: float = Field(1.5, gt=0, le=600, description="measured time of one comparison (all models, one runtime, batch and thread count)")
 
 

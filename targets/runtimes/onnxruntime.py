@@ -56,6 +56,7 @@ class OnnxRuntimeSession:
         require_classifier(self._loaded, self.name, model)
 
     def __call__(self, batch: Float32Array) -> Float32Array:
+        """The logits."""
         return predicted(self._open, batch, at=str(self.model))
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ class OpenVinoSession:
         require_classifier(self._loaded, self.name, model)
 
     def __call__(self, batch: Float32Array) -> Float32Array:
+        """The logits."""
         return predicted(self._open, batch, at=str(self.model))
 
     def close(self) -> None:
@@ -88,7 +89,14 @@ def _graph(compiled: Any) -> Graph:
 
 
 def _layers(compiled: Any) -> list[Any]:
-    return [layer for layer in compiled.get_runtime_model().get_ordered_ops() if _told(layer, "layerType") not in _NOT_COMPUTED]
+    layers = [layer for layer in compiled.get_runtime_model().get_ordered_ops() if _told(layer, "layerType") not in _NOT_COMPUTED]
+    return [layer for layer in layers if not _is_constant(layer)]
+
+
+def _is_constant(layer: Any) -> bool:
+    """Whether it reshapes or converts constants only, which happens once."""
+    sources = [layer.input(index).get_source_output().get_node() for index in range(layer.get_input_size())]
+    return all(_told(source, "layerType") == "Const" for source in sources)
 
 
 def _fed_by_input(layer: Any) -> bool:

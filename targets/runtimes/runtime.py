@@ -29,7 +29,9 @@ class Session(Protocol):
     name: str
     """`onnxruntime 1.32.0 CPU`"""
 
-    def __call__(self, batch: Float32Array) -> Float32Array: ...
+    def __call__(self, batch: Float32Array) -> Float32Array:
+        """The logits of a batch of any size."""
+        ...
 
     def close(self) -> None:
         """Give the model's memory back; a second call does nothing."""
@@ -92,7 +94,9 @@ def open_session(runtime: str, model: Path, *, threads: int = 1, hint: Hint = "l
         return plugin.open(model, threads=threads, hint=hint)
     except ImportError as error:
         raise UnavailableError(
-            f"the runtime {runtime} is installed but cannot be imported: {error}", at=str(model), do=f"reinstall {plugin.distribution}"
+            f"the runtime {runtime} is installed but cannot be imported: {error}",
+            at=str(model),
+            do=f"python -m pip install --force-reinstall {plugin.distribution}",
         ) from error
 
 

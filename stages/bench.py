@@ -1,0 +1,233 @@
+"""The bench stage: latency, start and memory of the finished files on one device, and why int8 is or is not faster.
+
+A target is measured where it belongs: a CPU profile on a host of its class. Everything else is written "not measured",
+with the reason, and the offline checks that need no device stand in the warnings.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from kdpipe.foundation.errors import UnavailableError
+from kdpipe.foundation.files import write_json
+from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.targets import latency
+from kdpipe.targets.cold_start import cold_start
+from kdpipe.targets.devices.agent import usable_cores
+from kdpipe.targets.devices.device import Device
+from kdpipe.targets.devices.local import LocalDevice
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, Message, ModelFile, StartRequest, Windows
+from kdpipe.targets.instruction_sets import probe
+from kdpipe.targets.lint import lint
+from kdpipe.targets.measurements import Bench, Explanation, Latency, ModelName, NoiseCheck, Start
+from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
+from kdpipe.targets.runtimes.runtime import open_session, require_runtime
+from kdpipe.tasks.data.splits import Float32Array, Split
+
+VERSION = 1
+TOOLS = ("onnxruntime", "openvino", "onnx", "numpy")
+BENCH_FILE = "bench.json"
+HOST = "host"
+
+FILES: Mapping[ModelName, str] = {"int8": "model.onnx", "float": "float.onnx", "teacher": "teacher.onnx"}
+_AGAIN = "float-again"  # the A/A check: the baseline loaded a second time
+_BATCHES_OF_INPUT = 8  # distinct batches of real input that the largest batch size gets; small ones get more
+_LINT_LINES = 20  # findings that the warnings repeat; `kdpipe targets check` lists all
+
+
+class BenchConfig(BaseModel, extra="forbid", frozen=True):
+    """`[bench]`: what differs from the target profile's own settings; None: the profile decides."""
+
+    seconds: float | None = Field(None, gt=0, le=600, description="measured time of one comparison in s (all models; one runtime, batch, thread count)")
+    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(None, min_length=1, description="batch sizes, e.g. [1, 32]")
+    threads: tuple[Threads, ...] | None = Field(None, min_length=1, description="thread counts, e.g. [1, 'all']")
+    percentiles: tuple[Literal[50, 90, 95, 99], ...] | None = Field(None, min_length=1, description="measured on until these are claimable")
+    starts: int = Field(1, ge=1, le=20, description="fresh processes for load, first inference and memory; medians are reported")
+    warmup_seconds: float = Field(2.0, gt=0, le=60, description="most time for warming up one comparison")
+    device: str | None = Field(None, description="filled by the build: the device's name; None or 'host': this machine")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One comparison: what its figures are measured with."""
+
+    id: str
+    need: RuntimeNeed
+    runtime_name: str
+    batch: int
+    threads: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.need.name}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+def run(inputs: Inputs, config: BenchConfig, context: Context) -> Path:
+    """The folder with `bench.json`: everything measured for the target of `inputs.profile`, or why it was not.
+
+    Raises UnavailableError when a runtime is missing or of another version than the profile's, or the device is unknown.
+    """
+    profile = inputs.profile
+    assert profile is not None  # bench belongs to a target
+    device = _device(config.device)
+    reason = profile.why_not_measurable(probe())
+    if reason is None:
+        bench = _measured(inputs, profile, config, context, device)
+    else:
+        context.progress.say(f"bench {profile.name}: {reason}")
+        bench = Bench(target=profile.name, device=None, not_measured=reason, warnings=offline_warnings(inputs.artifacts["export"], profile))
+    write_json(context.folder / BENCH_FILE, bench.model_dump(mode="json"))
+    return context.folder
+
+
+def offline_warnings(export: Path, profile: Profile) -> tuple[str, ...]:
+    """What can be said of the int8 file without its device: the findings of the offline checks, and what they leave open."""
+    findings = lint(export / FILES["int8"], profile)
+    lines = [f"offline check: {finding}" for finding in findings[:_LINT_LINES]]
+    if len(findings) > _LINT_LINES:
+        lines.append(f"offline check: {len(findings) - _LINT_LINES} more findings")
+    open_claims = "speed" if profile.accelerator == "CPU" else f"speed, operator coverage and accuracy in {profile.accelerator}"
+    return (*lines, f"open until a device measures it: {open_claims}")
+
+
+def _device(name: str | None) -> Device:
+    if name in (None, HOST):
+        return LocalDevice()
+    raise UnavailableError(f"device {name!r} cannot be reached: only this host can measure", at="[bench] device", do=f"use device = {HOST!r}, or leave it out")
+
+
+def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Context, device: Device) -> Bench:
+    export = inputs.artifacts["export"]
+    cases = list(_cases(profile, config))
+    seconds = config.seconds or profile.bench.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _samples(inputs.data.test, max(case.batch for case in cases))
+        file = Path(folder) / "inputs.npy"
+        np.save(file, samples)
+        latencies, noise, warnings = [], [], []
+        for case in context.progress(cases, f"bench {profile.name}", total=len(cases), unit="comparison"):
+            request = _request(case, profile, config, seconds, export, file)
+            figures, check, said = _summary(case, _answers(device, request), context.seed)
+            latencies += figures
+            noise.append(check)
+            warnings += said
+        starts = tuple(_starts(profile, config, context, export, file, device))
+        explanations = tuple(_explanations(profile, export, samples))
+    return Bench(
+        target=profile.name,
+        device=device.facts(),
+        latencies=tuple(latencies),
+        starts=starts,
+        explanations=explanations,
+        noise=tuple(noise),
+        warnings=(*warnings, *_slower(latencies)),
+    )
+
+
+def _cases(profile: Profile, config: BenchConfig) -> Iterator[_Case]:
+    batches = (profile.static_batch,) if profile.batch == "static" else config.batches or profile.bench.batches
+    cores = usable_cores()
+    threads = sorted({cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
+    for need in profile.runtimes:
+        name = f"{need.name} {require_runtime(need.name, need.versions, at=f'profile {profile.name}')} CPU"
+        for batch in sorted(set(batches)):
+            for count in threads:
+                yield _Case(f"{need.name}/batch-{batch}/threads-{count}", need, name, batch, count)
+
+
+def _samples(test: Split, largest_batch: int) -> Float32Array:
+    """Real samples, evenly spaced over the test split."""
+    count = min(len(test), max(64, largest_batch * _BATCHES_OF_INPUT))
+    return test.read(np.linspace(0, len(test) - 1, count).astype(np.int64))
+
+
+def _request(case: _Case, profile: Profile, config: BenchConfig, seconds: float, export: Path, inputs: Path) -> BenchRequest:
+    names = (*FILES.items(), (_AGAIN, FILES["float"]))
+    comparison = ComparisonRequest(
+        id=case.id,
+        runtime=case.need.name,
+        threads=case.threads,
+        batch=case.batch,
+        hint=profile.bench.hint,
+        inputs=inputs,
+        models=tuple(ModelFile(name=name, path=export / file) for name, file in names),
+    )
+    runs = max(latency.runs_needed(percentile) for percentile in config.percentiles or profile.bench.percentiles)
+    limit = max(60.0, 4 * seconds)
+    return BenchRequest(comparisons=(comparison,), seconds=seconds, runs=runs, warmup_seconds=config.warmup_seconds, limit_seconds=limit)
+
+
+def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
+    # beside measuring: warming up, loading four models (a large one compiles for seconds), the last window of a slow model
+    return device.ask("bench", request, limit_seconds=2 * (request.limit_seconds + request.warmup_seconds) + 60)
+
+
+def _summary(case: _Case, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[str]]:
+    windows: dict[str, latency.Windows] = {}
+    warnings = []
+    for message in messages:
+        if isinstance(message, Windows):
+            windows[message.model] = tuple(np.array(window, dtype=np.int64) for window in message.ns)
+        elif isinstance(message, ComparisonDone):
+            restless = [name for name, warm in message.warm.items() if not warm]
+            warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
+    figures = [_latency(case, model, windows, seed) for model in get_args(ModelName)]
+    again = latency.ratio_of(windows[_AGAIN], windows["float"], numpy_stream(seed, f"bench/{case.id}/noise"))
+    check = NoiseCheck(runtime=case.runtime_name, batch=case.batch, threads=case.threads, ratio=again)
+    said = latency.noise_warning(again, case.title), latency.drift_warning(windows["float"], case.title)
+    return figures, check, warnings + [line for line in said if line]
+
+
+def _latency(case: _Case, model: ModelName, windows: Mapping[str, latency.Windows], seed: int) -> Latency:
+    own = windows[model]
+    samples = np.concatenate(own)
+    histogram = latency.histogram_of(samples)
+    streams = {percentile: numpy_stream(seed, f"bench/{case.id}/{model}/p{percentile}") for percentile in latency.PERCENTILES}
+    p50, p90, p95, p99 = (latency.percentile_of(own, percentile, stream) for percentile, stream in streams.items())
+    ratio = None if model == "float" else latency.ratio_of(own, windows["float"], numpy_stream(seed, f"bench/{case.id}/{model}/ratio"))
+    return Latency(
+        model=model,
+        runtime=case.runtime_name,
+        batch=case.batch,
+        threads=case.threads,
+        runs=len(samples),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        samples_per_second=latency.samples_per_second(samples, case.batch),
+        histogram_edges_ms=histogram.edges_ms,
+        histogram_counts=histogram.counts,
+        ratio_to_float=ratio,
+    )
+
+
+def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device) -> Iterator[Start]:
+    pairs = [(need, model) for need in profile.runtimes for model in FILES]
+    for need, model in context.progress(pairs, f"cold start {profile.name}", total=len(pairs), unit="process"):
+        batch = profile.static_batch if profile.batch == "static" else 1
+        request = StartRequest(runtime=need.name, model=export / FILES[model], threads=1, batch=batch, hint=profile.bench.hint, inputs=inputs)
+        name = f"{need.name} {require_runtime(need.name, need.versions)} CPU"
+        yield cold_start(device, model, request, runtime_name=name, times=config.starts)
+
+
+def _explanations(profile: Profile, export: Path, samples: Float32Array) -> Iterator[Explanation]:
+    for need in profile.runtimes:
+        with open_session(need.name, export / FILES["int8"], threads=1, hint=profile.bench.hint, versions=need.versions) as session:
+            yield session.explain(samples)
+
+
+def _slower(latencies: Iterable[Latency]) -> Iterator[str]:
+    for figure in latencies:
+        ratio = figure.ratio_to_float
+        if figure.model != "int8" or ratio is None or ratio.value_ms is None or ratio.high_ms is None or ratio.high_ms < 1:
+            continue
+        where = f"{figure.runtime}, batch {figure.batch}, {figure.threads} thread{'s' if figure.threads > 1 else ''}"
+        shown = f"{ratio.value_ms:.2f} [{ratio.low_ms:.2f}, {ratio.high_ms:.2f}]"
+        yield f"{where}: int8 is not shown to be faster than float, it takes {shown} of its time; see the explanation"
