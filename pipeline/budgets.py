@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult
-from kdpipe.robustness.paired import paired_difference
+from kdpipe.robustness.intervals import paired_difference
 
 State = Literal["met", "missed", "not checkable"]
 
@@ -102,7 +102,7 @@ def _clean_drop(teacher: Judged | None, file: Judged) -> _Measured:
         return _Measured(None, "the teacher was not judged in this build")
     if "clean" not in file.correct:
         return _Measured(None, f"{file.name}: {file.card.clean.reason or 'clean accuracy was not measured'}")
-    lost = paired_difference(file.correct["clean"], teacher.correct["clean"])
+    lost = paired_difference(teacher.correct["clean"], file.correct["clean"])
     return _Measured(lost.high, f"teacher minus {file.name}: {lost.value:.2f} points, 95 % interval [{lost.low:.2f}, {lost.high:.2f}], paired, n = {lost.n}")
 
 

@@ -12,7 +12,7 @@ from kdpipe.pipeline.report.node_map import is_int8, node_map
 from kdpipe.pipeline.report.reliability import reliability_diagram
 from kdpipe.pipeline.report.staircase import Interval, Stair, accuracy_dots, size_bars
 from kdpipe.pipeline.results import Judged, Results, TargetResults
-from kdpipe.robustness.paired import PairedDifference, paired_difference
+from kdpipe.robustness.intervals import Difference, paired_difference
 from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages.training import History
 from kdpipe.targets.measurements import Explanation, Latency
@@ -47,8 +47,8 @@ class Beside:
     runtime: str
     qat: Judged
     ptq: Judged
-    clean: PairedDifference | None
-    robust: PairedDifference | None
+    clean: Difference | None
+    robust: Difference | None
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def weakest(files: Sequence[Judged]) -> Judged:
     return min(files, key=lambda file: (_or_high(file.card.robust), _or_high(file.card.clean)))
 
 
-def difference(a: Judged, b: Judged | None, kind: str) -> PairedDifference | None:
+def difference(a: Judged, b: Judged | None, kind: str) -> Difference | None:
     """`a` minus `b` on the same samples; None where one of them was not measured on that kind."""
     if b is None or kind not in a.correct or kind not in b.correct:
         return None
-    return paired_difference(b.correct[kind], a.correct[kind])
+    return paired_difference(a.correct[kind], b.correct[kind])
 
 
 def tiles(results: Results, tail: TargetResults) -> tuple[Tile, ...]:
