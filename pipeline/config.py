@@ -64,10 +64,12 @@ class DeviceConfig(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Target:
-    """A target of the build, resolved."""
+    """A target of the build, resolved. `profile_path`: the user's own profile; None for one that ships."""
 
     name: str
     profile: Profile
+    profile_path: Path | None
+    variant: str | None
     device: str | None
     budgets: Budgets
 
@@ -251,13 +253,13 @@ def _target(
         advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{config.device}]; devices: {', '.join(devices) or 'none yet'}"
         problems.append(Problem(f"unknown device {config.device!r}", source.at((*path, "device")), advice))
     wanted = config.profile or name
-    where = source.at((*path, "profile"))
+    own_profile = project / wanted if wanted.endswith(".toml") else None
     try:
-        profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=where, variant=config.variant)
+        profile = load_profile(own_profile or wanted, at=source.at((*path, "profile")), variant=config.variant)
     except ConfigError as error:
         return None, [*problems, *(placed(problem, section) for problem in error.problems)]
     own = {key: value for key, value in config.budgets.model_dump().items() if value is not None}
-    return Target(name, profile, config.device, shared.model_copy(update=own)), problems
+    return Target(name, profile, own_profile, config.variant, config.device, shared.model_copy(update=own)), problems
 
 
 def _tables(values: Any, path: KeyPath, source: TomlSource) -> tuple[dict[str, Any], list[Problem]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kdpipe.foundation.errors import KdpipeError, UnavailableError
+from kdpipe.foundation.errors import KdpipeError, UnavailableError, VerificationError
 from kdpipe.pipeline.planning import Plan, PlannedStep
 from kdpipe.pipeline.progress import duration
 from kdpipe.pipeline.stages import StageModule
@@ -40,6 +40,18 @@ def run_plan(plan: Plan, stages: Mapping[str, StageModule], store: Store, progre
             run.say_what_is_kept()
             raise
     return {planned.step.name: run.results[planned.step.name] for planned in plan.steps}
+
+
+def kept_results(plan: Plan, store: Store) -> dict[str, StepResult]:
+    """The results of a plan in which nothing is to run; VerificationError where an artifact has gone or is damaged."""
+    results = {}
+    for planned in plan.steps:
+        damage = store.damage(planned.step.fingerprint, thorough=True)
+        artifact = store.find(planned.step.fingerprint) if damage is None else None
+        if artifact is None:
+            raise VerificationError(damage or "the artifact is gone", at=store.folder / planned.step.fingerprint, do="run kdpipe build")
+        results[planned.step.name] = kept_result(planned, artifact)
+    return results
 
 
 def kept_result(planned: PlannedStep, artifact: Artifact) -> StepResult:

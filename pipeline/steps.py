@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.budgets import Verdict
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A build that ran to its end. `results` by step name in order; `config`: the resolved configuration as JSON value."""
+    """A build that ran to its end. `results` by step name in order; `config`: the resolved configuration as JSON value.
+
+    What follows from the results, once it was written: the budgets' `verdicts`, each target's bundle, the report, and the command's exit code.
+    """
 
     project: Path
     name: str
@@ -40,3 +46,7 @@ class BuildResult:
     command: str
     targets: tuple[str, ...]
     results: Mapping[str, StepResult]
+    verdicts: "tuple[Verdict, ...]" = ()
+    bundles: Mapping[str, Path] = field(default_factory=dict)
+    report: Path | None = None
+    exit_code: int = 0

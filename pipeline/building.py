@@ -1,0 +1,166 @@
+"""One build from the project's folder to its bundles and report: what `kdpipe build` and `kdpipe plan` do, as functions."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.pipeline.memo import Watch, memo_key, recalled, remember, watch
+from kdpipe.pipeline.progress import SilentProgress
+from kdpipe.pipeline.steps import BuildResult
+from kdpipe.pipeline.store import Store
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.config import Config
+    from kdpipe.pipeline.planning import Plan
+    from kdpipe.stages.stage import Progress
+
+BUNDLES = "dist"
+"""The project's folder of bundles: `dist/<name>/<target>/`, and `dist/<name>/report.html`."""
+
+
+def build(
+    project: Path | str = ".",
+    *,
+    targets: Sequence[str] = (),
+    until: str | None = None,
+    overrides: Sequence[str] = (),
+    progress: "Progress | None" = None,
+) -> BuildResult:
+    """The build of the project for `targets` (none: those of the file), as far as the stage `until` (none: all), and all that it wrote.
+
+    `overrides`: `distill.epochs=3`. Missed budgets do not raise: see `verdicts` and `exit_code`. Raises KdpipeError for
+    everything that a user can mend; finished steps stay in the store, and the same call goes on from there.
+    """
+    folder = _project_folder(project)
+    say = progress or SilentProgress()
+    store = Store(folder)
+    command = command_line("build", targets, until, overrides)
+    key = memo_key(folder, command, _toml(folder))
+    known = recalled(store, key, folder)
+    if known is not None:
+        say.say(f"nothing to do: {len(known.results)} steps kept")
+        return known
+    with importable(folder):
+        return _build(folder, store, command, key, targets, until, overrides, say)
+
+
+def plan(project: Path | str = ".", *, targets: Sequence[str] = (), until: str | None = None, overrides: Sequence[str] = ()) -> "Plan":
+    """What `build` with the same arguments would run and why; nothing is changed."""
+    from kdpipe.pipeline.config import read_config
+    from kdpipe.pipeline.planning import make_plan
+    from kdpipe.pipeline.stages import load_stages
+
+    folder = _project_folder(project)
+    _toml(folder)
+    with importable(folder):
+        stages = load_stages()
+        return make_plan(read_config(folder, stages, settings=overrides, targets=targets), stages, Store(folder), until=until)
+
+
+def rewritten(project: Path | str = ".", *, targets: Sequence[str] = (), overrides: Sequence[str] = ()) -> BuildResult:
+    """The finished build with its bundles and report written again; ConfigError where a step of it is not in the store."""
+    from kdpipe.pipeline.runner import kept_results
+
+    folder = _project_folder(project)
+    made = plan(folder, targets=targets, overrides=overrides)
+    missing = [planned.step.name for planned in made.steps if planned.state == "run"]
+    if missing:
+        raise ConfigError(f"the build is not finished: {len(missing)} steps are missing, first {missing[0]}", at=folder, do="run kdpipe build")
+    store = Store(folder)
+    command = command_line("build", targets, None, overrides)
+    result = BuildResult(folder, made.config.name, made.config.resolved, command, tuple(made.config.targets), kept_results(made, store))
+    return _finished(result, made.config, store, SilentProgress(), whole=True)
+
+
+@contextmanager
+def importable(project: Path) -> Iterator[None]:
+    """The user's own modules can be imported from the project's folder meanwhile."""
+    place = str(project)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+
+
+def command_line(command: str, targets: Sequence[str], until: str | None, overrides: Sequence[str]) -> str:
+    """The command that does the same from the project's folder; it is written into bundles, so it holds no path."""
+    words = ["kdpipe", command]
+    words += [word for target in targets for word in ("--target", target)]
+    words += ["--until", until] if until else []
+    words += [word for setting in overrides for word in ("--set", setting)]
+    return shlex.join(words)
+
+
+def _build(
+    folder: Path, store: Store, command: str, key: str, targets: Sequence[str], until: str | None, overrides: Sequence[str], progress: "Progress"
+) -> BuildResult:
+    from kdpipe.pipeline.cache import note_build
+    from kdpipe.pipeline.config import read_config
+    from kdpipe.pipeline.planning import make_plan
+    from kdpipe.pipeline.runner import run_plan
+    from kdpipe.pipeline.stages import load_stages
+
+    stages = load_stages()
+    config = read_config(folder, stages, settings=overrides, targets=targets)
+    watched = _watched(config)
+    made = make_plan(config, stages, store, until=until)
+    running = [planned.step.name for planned in made.steps if planned.state == "run"]
+    progress.say(f"{len(made.steps)} steps: {len(running)} to run, {len(made.steps) - len(running)} kept")
+    if running:
+        note_build(store, [planned.step for planned in made.steps], finished=False)
+    results = run_plan(made, stages, store, progress)
+    result = BuildResult(folder, config.name, config.resolved, command, tuple(config.targets), results)
+    result = _finished(result, config, store, progress, whole=until in (None, "bench"))
+    note_build(store, [planned.step for planned in made.steps], finished=True)
+    if watched is not None:
+        remember(store, key, watched, result, [*result.bundles.values(), *([result.report] if result.report else [])])
+    return result
+
+
+def _finished(result: BuildResult, config: "Config", store: Store, progress: "Progress", *, whole: bool) -> BuildResult:
+    """The result with verdicts, bundles and report; of a build that stopped early there is nothing to hand out."""
+    if not whole:
+        return result
+    from kdpipe.pipeline.budgets import check_budgets, exit_code
+    from kdpipe.pipeline.bundle import write_bundle
+    from kdpipe.pipeline.report.render import write_report
+
+    verdicts = check_budgets(result, {name: target.budgets for name, target in config.targets.items()})
+    result = replace(result, verdicts=verdicts, exit_code=exit_code(verdicts))
+    destination = result.project / BUNDLES / result.name
+    with store.lock("bundles", _told(progress, "another build of this project writes its bundles, waiting")):
+        bundles = {target: write_bundle(result, target, verdicts, destination / target) for target in result.targets}
+        result = replace(result, bundles=bundles)
+        return replace(result, report=write_report(result, verdicts, destination / "report.html", None))
+
+
+def _watched(config: "Config") -> Watch | None:
+    from kdpipe.pipeline.fingerprint import code_files
+
+    code = [path for _, paths in code_files(config.resolved, config.project).values() for path in paths]
+    profiles = {name: (str(target.profile_path), target.variant, target.profile.digest) for name, target in config.targets.items() if target.profile_path}
+    return watch(config.project, config.resolved, code, profiles)
+
+
+def _told(progress: "Progress", message: str) -> Callable[[], None]:
+    return lambda: progress.say(message)
+
+
+def _project_folder(project: Path | str) -> Path:
+    folder = Path(project).resolve()
+    if not folder.is_dir():
+        raise ConfigError("no such folder", at=folder, do="give the folder that holds kdpipe.toml")
+    return folder
+
+
+def _toml(folder: Path) -> bytes:
+    path = folder / "kdpipe.toml"
+    if not path.is_file():
+        raise ConfigError("no kdpipe.toml here", at=folder, do="write one with: kdpipe init")
+    return path.read_bytes()

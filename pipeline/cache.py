@@ -1,0 +1,125 @@
+"""What the store holds, and what of it can go: everything that the latest builds of the project do not use."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from kdpipe.foundation.files import told_disk_errors
+from kdpipe.pipeline.steps import Step
+from kdpipe.pipeline.store import Store
+
+DEFAULT_KEEP_DAYS = 7.0
+
+_BUILDS = "builds"
+_SHARED = "-"  # the builds that stop before any target
+_DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An artifact in the store. `used`: by the latest build of one of the project's targets, finished or not."""
+
+    step: str
+    fingerprint: str
+    size_bytes: int
+    seconds: float
+    finished: str
+    used: bool
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A folder that can go, and why. `what`: 'artifact distill', 'interrupted work', 'damaged artifact'."""
+
+    what: str
+    folder: Path
+    size_bytes: int
+
+
+def note_build(store: Store, steps: Sequence[Step], *, finished: bool) -> None:
+    """Remember, per target, the artifacts of the build that begins or has ended: `collect` keeps them."""
+    targets = dict.fromkeys(step.target for step in steps if step.target is not None) or {_SHARED: None}
+    shared = [step.fingerprint for step in steps if step.target is None]
+    for target in targets:
+        used = shared + [step.fingerprint for step in steps if step.target == target]
+        name = f"{_BUILDS}/{target}.json"
+        noted = {**store.recalled(name), "finished" if finished else "begun": used}
+        if finished:
+            noted.pop("begun", None)
+        store.remember(name, noted)
+
+
+def entries(store: Store) -> list[Entry]:
+    """All artifacts, oldest first."""
+    used = _used(store)
+    return [
+        Entry(
+            step=artifact.record.step,
+            fingerprint=artifact.record.fingerprint,
+            size_bytes=sum(file.size_bytes for file in artifact.record.files.values()),
+            seconds=artifact.record.seconds,
+            finished=artifact.record.finished,
+            used=artifact.record.fingerprint in used,
+        )
+        for artifact in store.artifacts()
+    ]
+
+
+def removable(store: Store, *, keep_days: float) -> list[Removal]:
+    """What `collect` would remove: unused artifacts, work of unfinished steps and damaged artifacts, each older than `keep_days`."""
+    return [removal for _, removal in _removable(store, keep_days)]
+
+
+def collect(store: Store, *, keep_days: float) -> list[Removal]:
+    """Remove what `removable` lists and return it; what another build works on is left alone."""
+    removed = []
+    for lock, removal in _removable(store, keep_days):
+        if lock is not None and store.locked(lock):
+            continue
+        with told_disk_errors(removal.folder):
+            _remove(removal.folder, store.home)
+        removed.append(removal)
+    return removed
+
+
+def _removable(store: Store, keep_days: float) -> Iterator[tuple[str | None, Removal]]:
+    """With the name of the lock that a build would hold on it."""
+    used = _used(store)
+    before = time.time() - keep_days * _DAY_SECONDS
+    for artifact in list(store.artifacts()):
+        record = artifact.record
+        if record.fingerprint not in used and datetime.fromisoformat(record.finished).timestamp() <= before:
+            yield record.fingerprint, Removal(f"artifact {record.step}", artifact.folder, _size(artifact.folder))
+    for folder in _folders(store.work_folder):
+        if folder.name not in used and _last_change(folder) <= before:
+            yield folder.name, Removal("interrupted work", folder, _size(folder))
+    for folder in _folders(store.damaged_folder):
+        if folder.stat().st_ctime <= before:  # when it was set aside: the rename
+            yield None, Removal("damaged artifact", folder, _size(folder))
+
+
+def _used(store: Store) -> set[str]:
+    notes = [store.recalled(f"{_BUILDS}/{path.name}") for path in (store.home / _BUILDS).glob("*.json")]
+    return {fingerprint for note in notes for used in note.values() for fingerprint in used}
+
+
+def _remove(folder: Path, home: Path) -> None:
+    """Renamed out of sight first, so that a kill leaves nothing half-removed where it would be looked for."""
+    gone = home / f"removed-{folder.name}"
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+
+
+def _last_change(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

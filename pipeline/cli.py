@@ -1,0 +1,343 @@
+"""The command line. A command parses, calls and prints; what it needs is imported when it runs, so that help is there at once."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kdpipe.pipeline.steps import BuildResult
+
+INTERRUPTED = 130
+
+_DEFECT = 1
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException: typer brings click under a name of its own since 0.26
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Compress a network for an edge chip, and prove the int8 file.",
+)
+cache = typer.Typer(help="The store of finished steps: list it, clean it up.")
+app.add_typer(cache, name="cache")
+
+Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
+Targets = Annotated[list[str] | None, typer.Option("--target", help="A target to build for; repeat for several.", show_default="all of kdpipe.toml")]
+Until = Annotated[str | None, typer.Option("--until", help="Stop after this stage: teacher, distill, prune, qat, export or bench.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. distill.epochs=3; repeat for several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project's folder; made if missing.", show_default="the current folder")] = Path(),
+    task: Annotated[str, typer.Option("--task", help="The kind of task.")] = "image-classification",
+    data: Annotated[str | None, typer.Option("--data", help="A built-in name, a folder of class folders, an .npz file, or package.module:callable.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented kdpipe.toml, chosen from what the data looks like."""
+    from kdpipe.pipeline.init import initialise
+
+    written = initialise(folder, task=task, data=data)
+    if as_json:
+        _print_json({"path": str(written.path), "choices": [{"choice": choice, "because": why} for choice, why in written.choices]})
+        return
+    for choice, why in written.choices:
+        _say(f"{choice}: {why}")
+    print(f"wrote {written.path}")
+    _say(f"next: kdpipe build{'' if folder.resolve() == Path().resolve() else f' --project {folder}'}")
+
+
+@app.command()
+def build(
+    project: Project = Path(), target: Targets = None, until: Until = None, settings: Settings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Run what is not done yet, write a bundle for each target and the report; exit 3 where a budget is missed."""
+    from kdpipe.pipeline.building import build as run
+    from kdpipe.pipeline.progress import progress_for
+
+    with progress_for(as_json=as_json) as progress:
+        result = run(project, targets=target or (), until=until, overrides=settings or (), progress=progress)
+    if as_json:
+        _print_json(_build_json(result))
+    else:
+        _show_build(result)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    project: Project = Path(), target: Targets = None, until: Until = None, settings: Settings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Show what a build would run, and why; change nothing."""
+    from kdpipe.pipeline.building import plan as make
+
+    made = make(project, targets=target or (), until=until, overrides=settings or ())
+    if as_json:
+        rows = [{"step": it.step.name, "state": it.state, "why": list(it.why), "fingerprint": it.step.fingerprint} for it in made.steps]
+        _print_json({"project": made.config.name, "threads": made.threads, "steps": rows})
+        return
+    table = _table("step", "", "why", "fingerprint")
+    for it in made.steps:
+        table.add_row(it.step.name, it.state, "; ".join(it.why), it.step.fingerprint[:12])
+    _print_table(table)
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show this profile in full: a name, or the path of a .toml.", show_default=False)] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the target profiles that ship, or show one."""
+    from kdpipe.targets.profile import load_profile, profile_names
+
+    profiles = [load_profile(each, at="targets") for each in ([name] if name else profile_names())]
+    if as_json:
+        _print_json({"targets": [profile.model_dump(mode="json") for profile in profiles]})
+    elif name:
+        print(json.dumps(profiles[0].model_dump(mode="json"), indent=2))
+    else:
+        table = _table("target", "what it is", "runtimes", "measured here")
+        for profile in profiles:
+            why_not = None if profile.measurable_here() else "no"
+            table.add_row(profile.name, profile.title, ", ".join(runtime.name for runtime in profile.runtimes), why_not or "yes")
+        _print_table(table)
+
+
+@app.command()
+def doctor(project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
+    """Tell what is installed, what this CPU can do, and which targets can be built and measured here."""
+    from kdpipe.pipeline.doctor import diagnose
+
+    found = diagnose(_existing(project))
+    if as_json:
+        _print_json(asdict(found))
+        return
+    table = _table("", "")
+    table.show_header = False
+    table.add_row("kdpipe", f"{found.kdpipe}, Python {found.python}, {found.system}")
+    table.add_row("CPU", f"{found.cpu}, {found.cores} cores, {found.memory_bytes / 1e9:.1f} GB memory")
+    table.add_row("instruction sets", ", ".join(found.instruction_sets))
+    table.add_row("installed", ", ".join(f"{name} {version}" for name, version in found.tools.items() if version))
+    table.add_row("not installed", ", ".join(name for name, version in found.tools.items() if version is None) or "–")
+    table.add_row("disk", f"{found.free_bytes / 1e9:.1f} GB free, {'writable' if found.writable else 'not writable'}: {found.project}")
+    for target in found.targets:
+        built = "can be built" if target.cannot_build is None else f"cannot be built ({target.cannot_build})"
+        exact = "quality here is quality there" if target.exact else "this host's int8 arithmetic differs from the target's"
+        table.add_row(f"target {target.name}", f"{target.title}: {built}; {exact}; {target.cannot_measure or 'latency can be measured here'}")
+    _print_table(table)
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+
+
+@cache.command("ls")
+def cache_ls(project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the finished steps in the store, oldest first."""
+    from kdpipe.pipeline.cache import entries
+    from kdpipe.pipeline.progress import duration
+    from kdpipe.pipeline.store import Store
+
+    found = entries(Store(_existing(project).resolve()))
+    if as_json:
+        _print_json({"artifacts": [asdict(entry) for entry in found]})
+        return
+    table = _table("step", "size", "took", "finished", "used", "fingerprint")
+    for entry in found:
+        table.add_row(entry.step, _size(entry.size_bytes), duration(entry.seconds), entry.finished, "yes" if entry.used else "no", entry.fingerprint[:12])
+    _print_table(table)
+
+
+@cache.command("gc")
+def cache_gc(
+    project: Project = Path(),
+    keep_days: Annotated[float, typer.Option("--keep-days", min=0, help="Keep what is younger than this, in days.")] = 7.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what the latest builds do not use: artifacts, interrupted work, damaged artifacts."""
+    from kdpipe.pipeline.cache import collect, removable
+    from kdpipe.pipeline.store import Store
+
+    store = Store(_existing(project).resolve())
+    removals = (removable if dry_run else collect)(store, keep_days=keep_days)
+    total = sum(removal.size_bytes for removal in removals)
+    if as_json:
+        _print_json({"dry_run": dry_run, "freed_bytes": total, "removed": [{**asdict(removal), "folder": str(removal.folder)} for removal in removals]})
+        return
+    for removal in removals:
+        print(f"{removal.what}  {_size(removal.size_bytes)}  {removal.folder.name[:16]}")
+    print(f"{'would free' if dry_run else 'freed'} {_size(total)}: {len(removals)} folders")
+
+
+@app.command()
+def report(project: Project = Path(), target: Targets = None, settings: Settings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Write the bundles and the report of a finished build again; exit 2 where steps are missing."""
+    from kdpipe.pipeline.building import rewritten
+
+    result = rewritten(project, targets=target or (), overrides=settings or ())
+    if as_json:
+        _print_json(_build_json(result))
+    else:
+        print(result.report)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.", show_default="every artifact of the project's store")] = None,
+    project: Project = Path(),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check a bundle: every digest of its manifest, and that the model loads and answers. Without BUNDLE: the project's store."""
+    from kdpipe.pipeline.store import Store
+    from kdpipe.pipeline.verify import require_sound_store, verify_bundle
+
+    if bundle is None:
+        number = require_sound_store(Store(_existing(project).resolve()))
+        _print_json({"artifacts": number}) if as_json else print(f"{number} artifacts, every digest agrees")
+        return
+    found = verify_bundle(bundle)
+    if as_json:
+        _print_json({**asdict(found), "folder": str(found.folder)})
+    else:
+        print(f"{found.project} for {found.target}: {found.files} files agree with the manifest; the model answers in {' and '.join(found.ran)}")
+
+
+def main() -> NoReturn:
+    """Run the command of this process and exit with its code. Every error is told here, once."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:] or ["--help"]
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    sys.exit(_told(lambda: app(args=arguments, prog_name="kdpipe", standalone_mode=False), as_json=as_json, debug=debug))
+
+
+def _told(command: Callable[[], Any], *, as_json: bool, debug: bool) -> int:
+    """The exit code of `command`, its error told on stderr (and with `as_json` as an object on stdout)."""
+    try:
+        result = command()
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except KdpipeError as error:
+        return _fail(error.exit_code, error.problems, as_json=as_json, debug=debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(INTERRUPTED, (), as_json=as_json, debug=debug)
+    except BrokenPipeError:  # whoever read our output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _DEFECT
+    except Exception as error:  # the command line's own errors, and then ours to mend: told as such, never a traceback unless asked for
+        if isinstance(error, _USAGE_ERROR):
+            advice = "kdpipe --help lists the commands, kdpipe COMMAND --help its options"
+            return _fail(ConfigError.exit_code, (Problem(error.format_message(), do=advice),), as_json=as_json, debug=debug)
+        advice = "please report it with what the same command prints with --debug"
+        return _fail(_DEFECT, (Problem(f"a defect of kdpipe: {type(error).__name__}: {error}", do=advice),), as_json=as_json, debug=debug)
+
+
+def _fail(exit_code: int, problems: Sequence[Problem], *, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    for problem in problems:
+        _say(str(problem))
+    if exit_code == INTERRUPTED:
+        _say("interrupted")
+    if as_json:
+        _print_json({"error": {"exit_code": exit_code, "problems": [asdict(problem) for problem in problems]}})
+    return exit_code
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _build_json(result: "BuildResult") -> dict[str, Any]:
+    return {
+        "project": result.name,
+        "targets": list(result.targets),
+        "steps": [
+            {
+                "step": name,
+                "state": it.state,
+                "seconds": it.seconds,
+                "peak_memory_bytes": it.peak_memory_bytes,
+                "fingerprint": it.step.fingerprint,
+                "folder": str(it.folder),
+            }
+            for name, it in result.results.items()
+        ],
+        "rows": _rows(result),
+        "budgets": [asdict(verdict) for verdict in result.verdicts],
+        "bundles": {target: str(path) for target, path in result.bundles.items()},
+        "report": str(result.report) if result.report else None,
+        "exit_code": result.exit_code,
+    }
+
+
+def _rows(result: "BuildResult") -> list[Any]:
+    from kdpipe.pipeline.table import summary_rows
+
+    return list(summary_rows(result))
+
+
+def _show_build(result: "BuildResult") -> None:
+    from kdpipe.pipeline.table import summary_table
+
+    _print_table(summary_table(result))
+    for verdict in result.verdicts:
+        print(f"budget {verdict.name} of {verdict.target}: {verdict.state} (limit {verdict.limit:g} {verdict.unit}): {verdict.reason}")
+    for target, path in result.bundles.items():
+        print(f"bundle {target}: {path}")
+    if result.report:
+        print(f"report: {result.report}")
+
+
+def _existing(project: Path) -> Path:
+    if not project.is_dir():
+        raise ConfigError("no such folder", at=project, do="give the project's folder")
+    return project
+
+
+def _table(*columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a log wraps its own lines
+    console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:,.1f} kB"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

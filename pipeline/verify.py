@@ -1,0 +1,103 @@
+"""Is this bundle what was built, and does it run? And the same question to a project's store."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.foundation.errors import ConfigError, Problem, UnavailableError, VerificationError
+from kdpipe.foundation.files import sha256_of
+from kdpipe.pipeline.manifest import FORMAT, MANIFEST_FILE
+from kdpipe.pipeline.store import Store
+from kdpipe.targets.runtimes.runtime import open_session, runtime_version
+
+_AGAIN = "copy the bundle again, or run kdpipe build"
+_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A bundle that is whole. `files`: how many digests agree; `ran`: the runtimes, with version, in which the model answered."""
+
+    folder: Path
+    project: str
+    target: str
+    files: int
+    ran: tuple[str, ...]
+
+
+def verify_bundle(folder: Path) -> Verified:
+    """Every file against its digest, then the model in each runtime of its target that is installed.
+
+    Raises ConfigError where there is no bundle, VerificationError with all that does not agree, UnavailableError where
+    no runtime is there to run it.
+    """
+    manifest = _manifest(folder)
+    problems = [problem for name, file in manifest["files"].items() if (problem := _damage(folder / name, file))]
+    if problems:
+        raise VerificationError.gather(problems)
+    contract = _read(folder / "contract.json")
+    runtimes = [runtime["name"] for runtime in manifest["configuration"]["values"]["targets"][manifest["target"]]["profile"]["runtimes"]]
+    installed = [name for name in runtimes if runtime_version(name) is not None]
+    if not installed:
+        raise UnavailableError(
+            f"none of the target's runtimes is installed: {', '.join(runtimes)}", at=folder, do=f"python -m pip install {' '.join(runtimes)}; the digests agree"
+        )
+    ran = tuple(_answers(name, folder, contract) for name in installed)
+    return Verified(folder, manifest["project"], manifest["target"], len(manifest["files"]), ran)
+
+
+def require_sound_store(store: Store) -> int:
+    """The number of artifacts, every byte of which agrees with its digest; VerificationError names each that does not."""
+    folders = sorted(path for path in store.folder.iterdir() if path.is_dir()) if store.folder.is_dir() else []
+    damages = [(folder, store.damage(folder.name, thorough=True)) for folder in folders]
+    problems = [Problem(damage, str(folder), "run kdpipe build: it sets the folder aside and builds the step again") for folder, damage in damages if damage]
+    if problems:
+        raise VerificationError.gather(problems)
+    return len(folders)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise ConfigError("no bundle here", at=path, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET")
+    manifest = _read(path)
+    needed = {"format", "project", "target", "files", "configuration"}
+    if not isinstance(manifest, dict) or not needed <= manifest.keys():
+        raise VerificationError("the manifest lacks what every manifest has", at=path, do=_AGAIN)
+    if manifest["format"] != FORMAT:
+        raise VerificationError(f"the manifest is of format {manifest['format']}, this kdpipe reads {FORMAT}", at=path, do="use the kdpipe that wrote it")
+    return manifest
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"cannot be read: {error}", at=path, do=_AGAIN) from error
+
+
+def _damage(path: Path, file: Mapping[str, Any]) -> Problem | None:
+    if not path.is_file():
+        return Problem("the file is missing", str(path), _AGAIN)
+    if sha256_of(path) != file["sha256"]:
+        return Problem("the file is not the one that was built: its sha256 differs", str(path), _AGAIN)
+    return None
+
+
+def _answers(runtime: str, folder: Path, contract: Mapping[str, Any]) -> str:
+    """The runtime's name, once the model gave finite logits of the right shape for samples within the contract."""
+    entry = contract["inputs"][0]
+    shape = tuple(int(side) for side in entry["shape"][1:])
+    low, high = float(entry["low"]), float(entry["high"])
+    samples = np.linspace(low, high, _SAMPLES * int(np.prod(shape)), dtype=np.float32).reshape(_SAMPLES, *shape)
+    with open_session(runtime, folder / "model.onnx") as session:
+        logits = session(samples)
+        name = session.name
+    expected = (_SAMPLES, len(contract["labels"]))
+    if logits.shape != expected or not np.isfinite(logits).all():
+        raise VerificationError(f"{name} answers {logits.shape}, finite {expected} is expected", at=folder / "model.onnx", do=_AGAIN)
+    return name
