@@ -22,7 +22,7 @@ def load(classes: tuple[str, ...] | None = None) -> Source:
     """The digits, float32 in [0, 1], one set. ConfigError with the command that installs scikit-learn where it is missing."""
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise ConfigError("the digits come with scikit-learn, which is not installed", at='data = "digits"', do='pip install "kdpipe[tabular]"')
+        raise ConfigError("the digits come with scikit-learn, which is not installed", at='data = "digits"', do="pip install scikit-learn")
     table = _table(Path(spec.origin).parent / _FILE)
     images = (table[:, :-1].reshape(-1, 1, _SIDE, _SIDE) / _WHITE).astype(np.float32)
     return source_of_arrays(NAME, {"train": (images, table[:, -1].astype(np.int64))}, at={"train": 'data = "digits"'}, classes=classes)

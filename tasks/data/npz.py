@@ -16,6 +16,7 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.tasks.data.checks import Layout
 from kdpipe.tasks.data.source import PartName, Source, source_of_arrays
 
+_ZIP_SIGNATURE = b"PK"
 _PREFIXES: dict[PartName, tuple[str, ...]] = {"train": ("train_", ""), "validation": ("val_", "validation_"), "test": ("test_",)}
 
 
@@ -33,10 +34,13 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None, layout: Layout |
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """All arrays of the file, by name. ConfigError when it is missing, damaged, cut short or holds pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        # Opened here: numpy leaves a file open when it cannot read it (2.4).
+        with path.open("rb") as file:
+            if file.read(2) != _ZIP_SIGNATURE:
                 raise ConfigError("this is not an .npz file of named arrays", at=path, do="write it with numpy.savez(path, images=…, labels=…)")
-            return {name: file[name] for name in file.files}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise ConfigError("no such file", at=path, do="check [task] data; relative paths start at the project's folder") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
 from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.files import write_json
-from kdpipe.tasks.data.samples import CHUNK_ROWS, Pixels, RowsSplit, chunks
+from kdpipe.tasks.data.samples import CHUNK_ROWS, RowsSplit, chunks
 
 _log = logging.getLogger(__name__)
 _LEVELS = 256
@@ -45,28 +44,27 @@ def statistics(splits: Mapping[str, RowsSplit], digest: str, *, cache: Path | No
 
 
 def channel_statistics(split: RowsSplit) -> Statistics:
-    """Mean and deviation per channel in one pass: exact counts for uint8, float64 sums for float32."""
+    """Mean and deviation per channel in one pass: exact counts of the values of uint8, float64 sums of float32."""
     channels = split.samples.shape[0]
-    sums = np.zeros((2, channels), np.float64)
-    count = 0
+    counts = np.zeros((channels, _LEVELS), np.int64)
+    sums, squares = np.zeros(channels), np.zeros(channels)
     for rows in chunks(split.rows, _DECODED_ROWS):
         pixels = split.samples.pixels(rows)
-        sums += _sums(pixels)
-        count += pixels.size // channels
-    mean = sums[0] / count
-    std = np.sqrt(np.maximum(sums[1] / count - mean**2, 0))
+        for channel in range(channels):
+            values = pixels[:, channel].ravel()
+            if values.dtype == np.uint8:
+                counts[channel] += np.bincount(values, minlength=_LEVELS)
+            else:
+                wide = values.astype(np.float64)
+                sums[channel] += wide.sum()
+                squares[channel] += wide @ wide
+    levels = np.arange(_LEVELS) / (_LEVELS - 1)
+    sums += counts @ levels
+    squares += counts @ levels**2
+    total = len(split) * np.prod(split.samples.shape[1:])
+    mean = sums / total
+    std = np.sqrt(np.maximum(squares / total - mean**2, 0))
     return Statistics(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-
-
-def _sums(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """The sums of values and of squares per channel, (2, channels), for values in [0, 1]."""
-    by_channel = [pixels[:, channel].ravel() for channel in range(pixels.shape[1])]
-    if pixels.dtype == np.uint8:
-        levels = np.arange(_LEVELS) / (_LEVELS - 1)
-        counts = np.stack([np.bincount(values, minlength=_LEVELS) for values in by_channel], axis=1)
-        return np.stack([levels @ counts, levels**2 @ counts])
-    wide = [values.astype(np.float64) for values in by_channel]
-    return np.array([[values.sum() for values in wide], [values @ values for values in wide]])
 
 
 def _measured(splits: Mapping[str, RowsSplit], *, at: str) -> Statistics:
