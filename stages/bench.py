@@ -49,7 +49,7 @@ class BenchConfig(BaseModel, extra="forbid", frozen=True):
     threads: tuple[Threads, ...] | None = Field(None, min_length=1, description="thread counts, e.g. [1, 'all']")
     percentiles: tuple[Literal[50, 90, 95, 99], ...] | None = Field(None, min_length=1, description="measured on until these are claimable")
     starts: int = Field(1, ge=1, le=20, description="fresh processes for load, first inference and memory; medians are reported")
-    warmup_seconds: float = Field(2.0, gt=0, le=60, description="most time for warming up one comparison")
+    warmup_seconds: float = Field(1.0, gt=0, le=60, description="most time for warming up one comparison")
     device: str | None = Field(None, description="filled by the build: the device's name; None or 'host': this machine")
 
 
@@ -177,34 +177,31 @@ def _summary(case: _Case, messages: Iterable[Message], seed: int) -> tuple[list[
         elif isinstance(message, ComparisonDone):
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
-    figures = [_latency(case, model, windows, seed) for model in get_args(ModelName)]
-    again = latency.ratio_of(windows[_AGAIN], windows["float"], numpy_stream(seed, f"bench/{case.id}/noise"))
+    models = latency.measured(windows, numpy_stream(seed, f"bench/{case.id}"))
+    figures = [_latency(case, name, models[name], models["float"]) for name in get_args(ModelName)]
+    again = latency.ratio_of(models[_AGAIN], models["float"])
     check = NoiseCheck(runtime=case.runtime_name, batch=case.batch, threads=case.threads, ratio=again)
     said = latency.noise_warning(again, case.title), latency.drift_warning(windows["float"], case.title)
     return figures, check, warnings + [line for line in said if line]
 
 
-def _latency(case: _Case, model: ModelName, windows: Mapping[str, latency.Windows], seed: int) -> Latency:
-    own = windows[model]
-    samples = np.concatenate(own)
-    histogram = latency.histogram_of(samples)
-    streams = {percentile: numpy_stream(seed, f"bench/{case.id}/{model}/p{percentile}") for percentile in latency.PERCENTILES}
-    p50, p90, p95, p99 = (latency.percentile_of(own, percentile, stream) for percentile, stream in streams.items())
-    ratio = None if model == "float" else latency.ratio_of(own, windows["float"], numpy_stream(seed, f"bench/{case.id}/{model}/ratio"))
+def _latency(case: _Case, name: ModelName, model: latency.Measured, baseline: latency.Measured) -> Latency:
+    histogram = latency.histogram_of(model.samples)
+    p50, p90, p95, p99 = (latency.percentile_of(model, percentile) for percentile in latency.PERCENTILES)
     return Latency(
-        model=model,
+        model=name,
         runtime=case.runtime_name,
         batch=case.batch,
         threads=case.threads,
-        runs=len(samples),
+        runs=len(model.samples),
         p50=p50,
         p90=p90,
         p95=p95,
         p99=p99,
-        samples_per_second=latency.samples_per_second(samples, case.batch),
+        samples_per_second=latency.samples_per_second(model.samples, case.batch),
         histogram_edges_ms=histogram.edges_ms,
         histogram_counts=histogram.counts,
-        ratio_to_float=ratio,
+        ratio_to_float=None if name == "float" else latency.ratio_of(model, baseline),
     )
 
 

@@ -6,7 +6,7 @@ whose order rotates. Real inputs; integer nanoseconds; no sample is dropped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kdpipe.targets.measurements import Percentile
 
 Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
 Windows = tuple[Int64Array, ...]  # one model's samples in nanoseconds, window by window, in the order of time
 
 PERCENTILES = (50, 90, 95, 99)
@@ -23,6 +24,20 @@ INTERVAL = 0.95
 RESAMPLES = 1000
 NOISE_FLOOR = 0.02  # an A/A difference below this is not worth a warning
 _NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of a comparison. `samples`: all of it, sorted, in ns; `resampled`: (RESAMPLES, len(PERCENTILES)), in ns."""
+
+    windows: Windows
+    samples: Int64Array
+    resampled: Float64Array
+
+    def column(self, percentile: int) -> Float64Array:
+        """The percentile in each resample."""
+        column: Float64Array = self.resampled[:, PERCENTILES.index(percentile)]
+        return column
 
 
 @dataclass(frozen=True)
@@ -66,45 +81,43 @@ def order_interval(samples: Int64Array, percentile: float, confidence: float = I
     return int(ordered[low - 1]), int(ordered[high - 1])
 
 
-def bootstrap_percentiles(windows: Sequence[Windows], percentile: float, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The percentile of each model in resamples of whole windows, (resamples, models), in ns.
+def measured(windows: Mapping[str, Windows], generator: np.random.Generator) -> dict[str, Measured]:
+    """The samples of each model of one comparison with the bootstrap of its percentiles; all have equally many windows.
 
     Windows, not samples, are drawn with replacement, because neighbours in time are alike; the same windows for every
-    model, because the windows of one turn are neighbours too. All models have equally many windows.
+    model, because the windows of one turn are neighbours too.
     """
-    count = len(windows[0])
+    count = len(next(iter(windows.values())))
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.stack([_resampled(model, percentile, drawn) for model in windows], axis=1)
+    return {name: Measured(own, np.sort(np.concatenate(own)), _resampled(own, drawn)) for name, own in windows.items()}
 
 
-def percentile_of(windows: Windows, percentile: float, generator: np.random.Generator) -> Percentile:
-    """The nearest-rank percentile in ms with its 95 % interval, or the reason why it is not claimable.
+def percentile_of(model: Measured, percentile: int) -> Percentile:
+    """The nearest-rank percentile (one of PERCENTILES) in ms with its 95 % interval, or the reason why it is not claimable.
 
     The interval is the hull of two: the order statistics' (right for independent runs, also in the far tail) and the
     window bootstrap's (right when the machine drifts), so that it is too narrow in neither case.
     """
-    samples = np.concatenate(windows)
-    needed = runs_needed(percentile)
-    if len(samples) < needed:
-        return Percentile(value_ms=None, reason=f"not claimable: {len(samples)} runs, {needed} are needed")
-    low, high = order_interval(samples, percentile)
-    resampled = np.quantile(bootstrap_percentiles([windows], percentile, generator)[:, 0], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    runs, needed = len(model.samples), runs_needed(percentile)
+    if runs < needed:
+        return Percentile(value_ms=None, reason=f"not claimable: {runs} runs, {needed} are needed")
+    low, high = order_interval(model.samples, percentile)
+    resampled_low, resampled_high = _bounds(model.column(percentile))
     return Percentile(
-        value_ms=nearest_rank(samples, percentile) / _NS_PER_MS,
-        low_ms=min(low, float(resampled[0])) / _NS_PER_MS,
-        high_ms=max(high, float(resampled[1])) / _NS_PER_MS,
+        value_ms=nearest_rank(model.samples, percentile) / _NS_PER_MS,
+        low_ms=min(low, resampled_low) / _NS_PER_MS,
+        high_ms=max(high, resampled_high) / _NS_PER_MS,
     )
 
 
-def ratio_of(windows: Windows, baseline: Windows, generator: np.random.Generator) -> Percentile:
-    """The p50 over the baseline's p50 (no unit, below 1 is faster), with its 95 % interval from paired windows."""
-    needed, runs = runs_needed(50), min(sum(map(len, windows)), sum(map(len, baseline)))
+def ratio_of(model: Measured, baseline: Measured) -> Percentile:
+    """The p50 over the baseline's p50 (no unit, below 1 is faster) of one comparison, with its 95 % interval from paired windows."""
+    needed, runs = runs_needed(50), min(len(model.samples), len(baseline.samples))
     if runs < needed:
         return Percentile(value_ms=None, reason=f"not claimable: {runs} runs, {needed} are needed")
-    resampled = bootstrap_percentiles([windows, baseline], 50, generator)
-    low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-    value = nearest_rank(np.concatenate(windows), 50) / nearest_rank(np.concatenate(baseline), 50)
-    return Percentile(value_ms=value, low_ms=min(value, float(low)), high_ms=max(value, float(high)))
+    value = nearest_rank(model.samples, 50) / nearest_rank(baseline.samples, 50)
+    low, high = _bounds(model.column(50) / baseline.column(50))
+    return Percentile(value_ms=value, low_ms=min(value, low), high_ms=max(value, high))
 
 
 def noise_warning(ratio: Percentile, where: str) -> str | None:
@@ -148,21 +161,28 @@ def _rank(n: int, percentile: float) -> int:
     return max(1, math.ceil(round(n * percentile / 100, 9)))  # rounded: 0.95 * 20 is 19, not 19.000000000000004
 
 
-def _binomial_cdf(n: int, p: float) -> npt.NDArray[np.float64]:
+def _binomial_cdf(n: int, p: float) -> Float64Array:
     k = np.arange(n + 1, dtype=np.float64)
     steps = np.log(n - k[:-1]) - np.log(k[1:]) + math.log(p / (1 - p))
     log_pmf = n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(steps)])
-    cdf: npt.NDArray[np.float64] = np.cumsum(np.exp(log_pmf))
+    cdf: Float64Array = np.cumsum(np.exp(log_pmf))
     return cdf
 
 
-def _resampled(windows: Windows, percentile: float, drawn: Int64Array) -> npt.NDArray[np.float64]:
+def _resampled(windows: Windows, drawn: Int64Array) -> Float64Array:
+    """Nearest-rank percentiles, (resamples, len(PERCENTILES)), where resample r holds window w `drawn[r, w]` times."""
     samples = np.concatenate(windows)
     order = np.argsort(samples, kind="stable")
     window_of = np.repeat(np.arange(len(windows)), [len(window) for window in windows])[order]
     ordered = samples[order]
-    results = np.empty(len(drawn))
+    results = np.empty((len(drawn), len(PERCENTILES)))
     for index, times in enumerate(drawn):
-        cumulative = np.cumsum(times[window_of])
-        results[index] = ordered[np.searchsorted(cumulative, _rank(int(cumulative[-1]), percentile))]
+        cumulative = np.cumsum(times[window_of])  # how many values of the resample lie at or below each sorted sample
+        ranks = [_rank(int(cumulative[-1]), percentile) for percentile in PERCENTILES]
+        results[index] = ordered[np.searchsorted(cumulative, ranks)]
     return results
+
+
+def _bounds(values: Float64Array) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    return float(low), float(high)

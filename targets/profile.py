@@ -87,7 +87,7 @@ class BenchSettings(BaseModel, extra="forbid", frozen=True):
     hint: Literal["latency", "throughput"] = Field("latency", description="the runtime's performance hint, where it has one")
     batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((1, 32), min_length=1, description="batch sizes; a static file has one only")
     percentiles: tuple[Literal[50, 90, 95, 99], ...] = Field((50, 90, 95), min_length=1, description="measured on until these are claimable")
-    seconds: float = Field(1.5, gt=0, le=600, description="measured time of one comparison (all models, one runtime, batch and thread count)")
+    seconds: float = Field(1.0, gt=0, le=600, description="measured time of one comparison (all models, one runtime, batch and thread count)")
 
 
 class Profile(BaseModel, extra="forbid", frozen=True):

@@ -36,8 +36,8 @@ class BenchRequest(BaseModel, extra="forbid", frozen=True):
     comparisons: tuple[ComparisonRequest, ...]
     seconds: float = Field(gt=0)
     runs: int = Field(ge=1)
-    windows: int = Field(10, ge=2, description="fewest windows of each model: what the bootstrap draws from")
-    window_seconds: float = Field(0.02, gt=0)
+    windows: int = Field(20, ge=2, description="fewest windows of each model: what the bootstrap draws from")
+    window_seconds: float = Field(0.01, gt=0)
     warmup_seconds: float = Field(gt=0, description="most time for warming up; less when the medians are stable before")
     limit_seconds: float = Field(gt=0)
 
