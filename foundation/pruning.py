@@ -14,7 +14,9 @@ from kdpipe.foundation.errors import VerificationError
 
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CUTTABLE = (*Convolution, nn.Linear, *BatchNorm, nn.PReLU)
+CHANNELWISE = (*BatchNorm, nn.PReLU)
+"""Layers with one number a channel, whose inputs and outputs are the same channels."""
+CUTTABLE = (*Convolution, nn.Linear, *CHANNELWISE)
 """The layer types that `replay_` can cut."""
 
 
@@ -163,7 +165,7 @@ def _indices(chosen: Sequence[int] | None, width: int) -> Tensor:
 
 def _assert_widths(layer: nn.Module, kept: KeptChannels) -> None:
     width_in, width_out = widths(layer)
-    channelwise = is_depthwise(layer) or isinstance(layer, (*BatchNorm, nn.PReLU))
+    channelwise = is_depthwise(layer) or isinstance(layer, CHANNELWISE)
     if not channelwise:
         assert kept.inputs is None or width_in == len(kept.inputs)
     assert kept.outputs is None or width_out == len(kept.outputs)

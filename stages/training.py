@@ -193,7 +193,7 @@ def _prepared(
         raise ConfigError(problem, at=label, do="set select_by = 'clean', or choose a robust objective: at, trades, rslad")
     split = inputs.data.train
     example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
-    with _lent_global_stream(stream(context.seed, f"{label}/auxiliary")):
+    with lent_global_stream(stream(context.seed, f"{label}/auxiliary")):
         student.eval()
         auxiliary = objective.auxiliary(Setting(student, teachers, example, len(split)))
     known = [KnownTargets(teacher, split, inputs.data.classes, context.progress, label) for teacher in teachers]
@@ -235,7 +235,7 @@ def _train_epoch_(run: _Run, epoch: int) -> dict[str, float]:
     order = batches(split, size, generator=stream(seed, name.format("order")), drop_last=drop_last)
     sums: dict[str, float] = {}
     samples = 0
-    with _lent_global_stream(stream(seed, name.format("layers"))):
+    with lent_global_stream(stream(seed, name.format("layers"))):
         for number, batch in enumerate(run.context.progress(order, f"{run.label} {epoch + 1}/{config.epochs}", total=count, unit="batch")):
             progress = (epoch + number / count) / config.epochs
             step = _step(run, batch, augment, attack, progress)
@@ -384,7 +384,7 @@ def _identity(
 
 
 @contextmanager
-def _lent_global_stream(generator: torch.Generator) -> Iterator[None]:
+def lent_global_stream(generator: torch.Generator) -> Iterator[None]:
     """Layers (dropout, initialisation) draw from torch's global generator: meanwhile it continues `generator`, afterwards it is put back."""
     state = torch.random.get_rng_state()
     torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
@@ -408,4 +408,4 @@ def _fast_layout(*modules: nn.Module) -> Iterator[None]:
 
 
 def _has_convolutions(module: nn.Module) -> bool:
-    return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+    return any(parameter.ndim == 4 for parameter in module.parameters())

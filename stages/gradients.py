@@ -1,0 +1,47 @@
+"""The gradient of an objective over a few training batches: what importance scores are made of."""
+
+import torch
+from torch import Tensor
+
+from kdpipe.foundation.networks import Network
+from kdpipe.foundation.randomness import stream
+from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.stages.objectives.objective import Objective, Setting, Step, Teacher
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.training import batching, lent_global_stream
+from kdpipe.tasks.data.batches import batches
+
+
+def objective_gradients(
+    network: Network, objective: Objective, teacher: Network | None, inputs: Inputs, context: Context, batch_size: int, most_batches: int, *, label: str
+) -> dict[str, Tensor]:
+    """Parameter name to the gradient of the objective's loss, summed over `most_batches` unaugmented training batches, at the end of its schedule.
+
+    The network stays in evaluation mode, so that BatchNorm is that of the deployed network; nothing in it changes. An
+    attack runs inside as in training. Every draw is from streams named after `label`.
+    """
+    module, split = network.module.eval(), inputs.data.train
+    size, drop_last = batching(len(split), batch_size)
+    modules = () if teacher is None else (teacher.module,)
+    example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
+    sums = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
+    with quiet(*modules), lent_global_stream(stream(context.seed, f"{label}/gradients/layers")):
+        auxiliary = objective.auxiliary(Setting(module, modules, example, len(split)))
+        attack = stream(context.seed, f"{label}/gradients/attack")
+        order = batches(split, size, generator=stream(context.seed, f"{label}/gradients/order"), drop_last=drop_last)
+        for batch, _ in zip(order, range(most_batches), strict=False):
+            step = Step(
+                x=batch.x,
+                labels=batch.labels,
+                indices=batch.indices,
+                student=module,
+                generator=attack,
+                teachers=tuple(map(Teacher, modules)),
+                auxiliary=auxiliary,
+                progress=1.0,
+            )
+            gradients = torch.autograd.grad(objective.loss(step).total, list(module.parameters()), allow_unused=True)
+            for name, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient
+    return sums

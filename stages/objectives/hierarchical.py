@@ -1,0 +1,132 @@
+"""Distillation of hidden layers beside the logits: stage by stage the student's inside follows the teacher's.
+
+Sources: attention transfer, Zagoruyko & Komodakis 2017 (arXiv:1612.03928), eq. 2; hints through a regressor, Romero et al. 2015 (arXiv:1412.6550), eq. 3.
+"""
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.stages.objectives.hidden import output_shapes, stage_ends, watched
+from kdpipe.stages.objectives.kd import kd_loss
+from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
+from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
+
+
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared distance of two feature maps' attention, averaged over the batch; a scalar in [0, 4].
+
+    Maps (batch, channels, h, w) with any two channel counts, equal h and w. Attention: the channels' squares summed, as a
+    vector over positions, of Euclidean length 1. Source: eq. 2 with p = 2; squared, as in the authors' code.
+    """
+    return (_attention(student) - _attention(teacher)).square().sum(dim=1).mean()
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of two outputs of equal shape; a scalar."""
+    return F.mse_loss(student.float(), teacher.float())
+
+
+class Hierarchical(Objective):
+    """`(1 - a) · T² · KL + a · CE + w · mean over layer pairs of their distance`.
+
+    Layers left out are chosen: the last module of each spatial size, paired from the output backwards. Where two paired maps
+    differ in size, the larger is average-pooled. `features` puts a trained 1x1 convolution (or linear layer) where widths differ.
+    """
+
+    match: Literal["attention", "features"] = Field("attention", description="attention maps, or features through a projector where widths differ")
+    hidden_weight: Weight = Field(Scheduled.constant(10.0), description="w: weight of the hidden layers' term; number or schedule, >= 0")
+    temperature: Positive = Field(Scheduled.constant(4.0), description="T of the logits' term; number or schedule, > 0")
+    label_share: Share = Field(Scheduled.constant(0.1), description="a: share of the cross-entropy with the labels; number or schedule, in [0, 1]")
+    student_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the student's modules; absent: chosen by spatial size")
+    teacher_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the teacher's modules, in the same order")
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> Self:
+        if (self.student_layers is None) != (self.teacher_layers is None):
+            raise ValueError("student_layers and teacher_layers go together: give both, or neither")
+        if self.student_layers is not None and self.teacher_layers is not None and len(self.student_layers) != len(self.teacher_layers):
+            raise ValueError(f"{len(self.student_layers)} student_layers and {len(self.teacher_layers)} teacher_layers cannot be paired")
+        return self
+
+    def auxiliary(self, setting: Setting) -> nn.Module:
+        """The layer pairs with their projectors."""
+        student, teacher = setting.student, setting.teachers[0]
+        if self.student_layers is not None and self.teacher_layers is not None:
+            ours = output_shapes(student, self.student_layers, setting.example, at="student_layers")
+            theirs = output_shapes(teacher, self.teacher_layers, setting.example, at="teacher_layers")
+            pairs = list(zip(self.student_layers, self.teacher_layers, strict=True))
+        else:
+            ours, theirs = stage_ends(student, setting.example), stage_ends(teacher, setting.example)
+            pairs = list(zip(reversed(ours), reversed(theirs), strict=False))[::-1]
+        if not pairs:
+            raise ConfigError("no hidden layers found to compare", at="hierarchical", do="give student_layers and teacher_layers, or choose kd")
+        return LayerPairs([(ours[a], theirs[b]) for a, b in pairs], pairs, self.match)
+
+    def loss(self, step: Step) -> Loss:
+        """All three terms at this point of the training; one pass through each network."""
+        pairs = step.auxiliary
+        assert isinstance(pairs, LayerPairs)
+        with watched(step.teacher.module, pairs.teacher_layers) as theirs:
+            target = step.teacher(step.x)
+        with watched(step.student, pairs.student_layers) as ours:
+            logits = step.student(step.x)
+        share = self.label_share.at(step.progress)
+        return weighted(
+            teacher=(1 - share, kd_loss(logits, target, self.temperature.at(step.progress))),
+            labels=(share, F.cross_entropy(logits.float(), step.labels)),
+            hidden=(self.hidden_weight.at(step.progress), pairs(ours, theirs)),
+        )
+
+
+class LayerPairs(nn.Module):
+    """Which student layer follows which teacher layer, and the projectors between them."""
+
+    def __init__(self, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]], names: list[tuple[str, str]], match: str) -> None:
+        super().__init__()
+        self.student_layers = tuple(ours for ours, _ in names)
+        self.teacher_layers = tuple(theirs for _, theirs in names)
+        self.match = match
+        for (ours, theirs), (student_shape, teacher_shape) in zip(names, shapes, strict=True):
+            _require_comparable(ours, student_shape, theirs, teacher_shape, match)
+        self.projectors = nn.ModuleList(_projector(ours, theirs) if match == "features" else nn.Identity() for ours, theirs in shapes)
+
+    def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+        """The mean over the pairs of their distance, from outputs by module name; a scalar."""
+        distances = []
+        for ours, theirs, projector in zip(self.student_layers, self.teacher_layers, self.projectors, strict=True):
+            a, b = _same_size(student[ours], teacher[theirs].detach())
+            distances.append(attention_distance(a, b) if self.match == "attention" else feature_distance(projector(a), b))
+        return torch.stack(distances).mean()
+
+
+def _attention(maps: Tensor) -> Tensor:
+    return F.normalize(maps.float().square().sum(dim=1).flatten(1), dim=1)
+
+
+def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    if student.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+
+
+def _projector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
+    """From the student's width to the teacher's; nothing where they are equal. Channels are axis 1 of maps, the last axis of others."""
+    if len(student) == 4:
+        return nn.Identity() if student[1] == teacher[1] else nn.Conv2d(student[1], teacher[1], 1, bias=False)
+    return nn.Identity() if student[-1] == teacher[-1] else nn.Linear(student[-1], teacher[-1], bias=False)
+
+
+def _require_comparable(ours: str, student: tuple[int, ...], theirs: str, teacher: tuple[int, ...], match: str) -> None:
+    if len(student) != len(teacher):
+        raise ConfigError(f"layer {ours!r} gives {student} and {theirs!r} {teacher}: not comparable", at="hierarchical", do="pair layers of one kind")
+    if match == "attention" and len(student) != 4:
+        raise ConfigError(f"layer {ours!r} gives {student}: attention needs feature maps", at="hierarchical", do="set match = 'features'")
+
+
+plugin = Hierarchical
