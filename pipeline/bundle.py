@@ -50,7 +50,9 @@ def _replacing(destination: Path) -> Iterator[Path]:
     """A new empty folder beside `destination` that takes its place when all went well, and is removed when not."""
     partial, old = (destination.with_name(f".{destination.name}.{word}") for word in ("partial", "old"))
     with told_disk_errors(destination):
-        for leftover in (partial, old):  # of a writer that was killed
+        if old.exists() and not destination.exists():  # a writer was killed between the two renames
+            old.rename(destination)
+        for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         try:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from kdpipe.pipeline.report.svg import MARKERS, WIDTH, Scale, chart, label, line, marker, path
 
-LEFT, RIGHT, TOP, HEIGHT = 46.0, 14.0, 14.0, 190.0
+LEFT, RIGHT, TOP, HEIGHT = 36.0, 14.0, 28.0, 190.0
 LEGEND_ROW = 20.0
 
 
@@ -31,25 +31,25 @@ class Curve:
 
 
 def line_chart(
-    curves: Sequence[Curve], *, title: str, x_axis: str, y_axis: str, y_high: float | None = 100.0, mark_x: float | None = None, mark_label: str = ""
+    curves: Sequence[Curve], *, title: str, x_axis: str, y_axis: str, y_high: float | None = 100.0, mark_x: float | None = None, mark_label: str = "", mark_low: bool = False
 ) -> Markup:
     """The curves (each with at least one point) over y from 0 to `y_high` (None: to the largest value), whiskers for intervals, legend below.
 
-    `mark_x`: where a vertical line is drawn, e.g. the epsilon that the network was trained for.
+    `mark_x`: where a vertical line is drawn, its label at the top, or at the bottom where the curves rise (`mark_low`).
     """
     xs = [p.x for curve in curves for p in curve.points]
     top_value = y_high if y_high is not None else max(p.high for curve in curves for p in curve.points) * 1.05 or 1.0
     low_x, high_x = min(xs), max(xs)
     x = Scale(low_x, high_x if high_x > low_x else low_x + 1, LEFT, WIDTH - RIGHT)
     y = Scale(0, top_value, TOP + HEIGHT, TOP)
-    parts: list[str] = [label(LEFT, TOP - 3, y_axis, class_="axis")]
+    parts: list[str] = [label(0, 12, y_axis, class_="axis")]
     for tick in y.ticks(5):
         parts += [line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"), label(LEFT - 6, y(tick) + 4, f"{tick:g}", anchor="end")]
     for tick in x.ticks(5):
         parts.append(label(x(tick), TOP + HEIGHT + 17, f"{tick:g}", anchor="middle"))
     parts.append(label(WIDTH - RIGHT, TOP + HEIGHT + 34, x_axis, class_="axis", anchor="end"))
     if mark_x is not None and low_x <= mark_x <= high_x:
-        parts += [line(x(mark_x), TOP, x(mark_x), TOP + HEIGHT, "rule"), label(x(mark_x) + 5, TOP + 12, mark_label, class_="axis")]
+        parts += [line(x(mark_x), TOP, x(mark_x), TOP + HEIGHT, "rule"), _mark(x(mark_x), mark_label, low=mark_low)]
     legend_top = TOP + HEIGHT + 44
     for j, curve in enumerate(curves):
         style = f"series-{j}" + (" accent" if curve.accent else "")
@@ -67,3 +67,8 @@ def line_chart(
         ]
     told = "; ".join(f"{c.name}: " + ", ".join(f"{p.y:.1f} at {p.x:.4g}" for p in c.points) for c in curves)
     return chart(legend_top + LEGEND_ROW * ((len(curves) + 1) // 2), title, told, *parts)
+
+
+def _mark(x: float, text: str, *, low: bool) -> Markup:
+    y = TOP + HEIGHT - 8 if low else TOP + 12
+    return label(x - 5, y, text, class_="axis", anchor="end") if x > 0.7 * WIDTH else label(x + 5, y, text, class_="axis")

@@ -38,7 +38,8 @@ def _missing(results: Results, verdicts: Iterable[Verdict], targets: tuple[str, 
 
 def _of_model(judged: Judged) -> Iterator[tuple[str, str]]:
     card, where = judged.card, f"{judged.name} ({judged.target})" if judged.target else judged.name
-    named = [("clean accuracy", card.clean), ("NLL", card.nll), ("ECE", card.ece), ("accuracy under attack", card.robust), ("accuracy under corruption", card.corruption_mean)]
+    named = [("clean accuracy", card.clean), ("NLL", card.nll), ("ECE", card.ece)]
+    named += [("accuracy under attack", card.robust), ("accuracy under corruption", card.corruption_mean)]
     named += [(f"accuracy under {attack.name}", attack.accuracy) for attack in card.attacks]
     named += [(f"accuracy under {corruption.name} {corruption.severity}", corruption.accuracy) for corruption in card.corruptions]
     named += [(f"robust accuracy at ε = {point.epsilon:g}", point.accuracy) for point in card.epsilon_curve]

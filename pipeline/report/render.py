@@ -21,7 +21,7 @@ from kdpipe.pipeline.report.gaps import Gap, gaps
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult, StepResult
 from kdpipe.robustness.scorecard import Figure, MaskingCheck, Scorecard
-from kdpipe.targets.measurements import Bench, Percentile
+from kdpipe.targets.measurements import Bench
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Page:
     attacks: tuple[str, ...]
     staircase: tuple[Markup, Markup] | None
     samples_told: str
-    epsilon: tuple[tuple[str, Markup], ...]
+    epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
     samples: tuple[Any, ...]
     samples_note: str
@@ -140,7 +140,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
     shipped = tuple(sections.weakest(tail.files) for tail in tails if tail.files)
     beside_teacher = ((results.teacher,) if results.teacher else ()) + shipped
     charts = tuple((_where(it), sections.reliability(it)) for it in beside_teacher)
-    checks = tuple((it, check) for it in judged for check in it.card.masking)
+    checks = sorted(((it, check) for it in judged for check in it.card.masking), key=lambda pair: (False, None, True).index(pair[1].passed))
     return Page(
         title=f"{build.name} · {target}" if target else build.name,
         subtitle=_subtitle(build, tails),
@@ -157,7 +157,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         samples_note="",
         has_parity=False,
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
-        masking=checks,
+        masking=tuple(checks),
         masking_told=_masking_told([check for _, check in checks]),
         gaps=gaps(results, own, names),
         histories=sections.histories(results, names),
@@ -191,7 +191,9 @@ def budget_row(verdict: Verdict) -> BudgetRow:
 
 
 def _named(verdicts: Iterable[Verdict]) -> str:
-    return ", ".join(f"{verdict.name} ({verdict.target})" for verdict in verdicts)
+    listed = tuple(verdicts)
+    several = len({verdict.target for verdict in listed}) > 1
+    return ", ".join(f"{verdict.name} ({verdict.target})" if several else verdict.name for verdict in listed)
 
 
 def _where(judged: Judged) -> str:
@@ -199,8 +201,8 @@ def _where(judged: Judged) -> str:
 
 
 def _subtitle(build: BuildResult, tails: Sequence[TargetResults]) -> str:
-    targets = " and ".join(tail.name for tail in tails)
-    return f"What kdpipe made of the project {build.name} for the target{'s' if len(tails) > 1 else ''} {targets}, and what was measured on the files that it ships."
+    targets = f"target{'s' if len(tails) > 1 else ''} {' and '.join(tail.name for tail in tails)}"
+    return f"What kdpipe made of the project {build.name} for the {targets}, and what was measured on the files that it ships."
 
 
 def _samples_told(judged: Sequence[Judged]) -> str:
@@ -210,21 +212,23 @@ def _samples_told(judged: Sequence[Judged]) -> str:
     return f"Samples of the test split, which no training, calibration or selection has seen: {'; '.join(told)}." if told else ""
 
 
-def _epsilon_charts(results: Results, tails: Sequence[TargetResults]) -> tuple[tuple[str, Markup], ...]:
+def _epsilon_charts(results: Results, tails: Sequence[TargetResults]) -> tuple[sections.Epsilon, ...]:
     charts = []
     for tail in tails:
         models = [*results.shared, *((sections.weakest(tail.files),) if tail.files else ())]
         evaluated = next((attack.epsilon for it in models for attack in it.card.attacks), None)
-        picture = sections.epsilon_chart(models, evaluated)
-        if picture is not None:
-            charts.append((f"{tail.name}: vertical lines are 95 % intervals.", picture))
+        section = sections.epsilon_section(tail.name, models, evaluated)
+        if section is not None:
+            charts.append(section)
     return tuple(charts)
 
 
 def _masking_told(checks: Sequence[MaskingCheck]) -> str:
     failed, unknown = sum(check.passed is False for check in checks), sum(check.passed is None for check in checks)
     passed = len(checks) - failed - unknown
-    told = [f"{passed} passed", *([f"{failed} failed: robust accuracy is suspect there"] * bool(failed)), *([f"{unknown} could not be checked"] * bool(unknown))]
+    told = [f"{passed} passed"]
+    told += [f"{failed} failed: robust accuracy is suspect there"] * bool(failed)
+    told += [f"{unknown} could not be checked"] * bool(unknown)
     return f"{len(checks)} checks: {', '.join(told)}"
 
 
@@ -237,17 +241,13 @@ def _versions(build: BuildResult) -> tuple[tuple[str, str], ...]:
     for result in build.results.values():
         tools |= result.step.identity.get("tools", {})
     data = next((str(result.step.identity["data"]) for result in build.results.values() if result.step.identity.get("data")), None)
-    versions = [("kdpipe", importlib.metadata.version("kdpipe")), ("tools", ", ".join(f"{tool} {version or 'not installed'}" for tool, version in sorted(tools.items())))]
+    told = ", ".join(f"{tool} {version or 'not installed'}" for tool, version in sorted(tools.items()))
+    versions = [("kdpipe", importlib.metadata.version("kdpipe")), ("tools", told)]
     return (*versions, ("digest of the data", data)) if data else tuple(versions)
 
 
 def _attacked(card: Scorecard, name: str) -> Figure | None:
     return next((attack.accuracy for attack in card.attacks if attack.name == name), None)
-
-
-def _ratio(percentile: Percentile) -> str:
-    bounds = "" if percentile.low_ms is None or percentile.high_ms is None else f" [{percentile.low_ms:.2f}, {percentile.high_ms:.2f}]"
-    return f"{percentile.value_ms:.2f}{bounds}"
 
 
 def _sentence(text: str) -> str:
@@ -258,15 +258,15 @@ _FILTERS: Mapping[str, Any] = {
     "percent": numbers.percent,
     "percent_with_n": numbers.percent_with_n,
     "points": numbers.points,
-    "nats": numbers.nats,
+    "value": numbers.value,
+    "bounds": numbers.bounds,
+    "ms_bounds": numbers.ms_bounds,
     "kilobytes": numbers.kilobytes,
     "amount": numbers.amount,
     "count": numbers.count,
-    "latency": numbers.latency,
     "milliseconds": numbers.milliseconds,
     "significant": numbers.significant,
     "seconds": numbers.seconds,
     "attacked": _attacked,
-    "ratio": _ratio,
     "sentence": _sentence,
 }

@@ -1,6 +1,6 @@
 """What each section of the report shows, taken from a build's results: pictures, and rows whose figures the template writes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -38,6 +38,16 @@ class Heat:
     name: str
     rows: Mapping[str, tuple[Figure | None, ...]]
     mean: Figure
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """Robust accuracy against epsilon: the picture, and its figures by epsilon, one for each of `models`."""
+
+    name: str
+    picture: Markup
+    models: tuple[str, ...]
+    rows: Mapping[float, tuple[Figure | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -99,23 +109,31 @@ def staircase(judged: Sequence[Judged]) -> tuple[Markup, Markup]:
     return size_bars(stairs), accuracy_dots(stairs, KINDS)
 
 
-def epsilon_chart(judged: Iterable[Judged], trained_epsilon: float | None) -> Markup | None:
-    """Robust accuracy against epsilon for those models that have it, at most six; None where none has."""
+def epsilon_section(name: str, judged: Sequence[Judged], evaluated: float | None) -> Epsilon | None:
+    """Robust accuracy against epsilon for those models that have it, at most six; None where none has. `evaluated`: the epsilon of `[evaluate]`."""
     curves = []
-    for it in judged:
+    with_curve = [it for it in judged if it.card.epsilon_curve][:6]
+    for it in with_curve:
         points = tuple(Point(p.epsilon, *_bounds(p.accuracy)) for p in it.card.epsilon_curve if p.accuracy.value is not None)
         if points:
             curves.append(Curve(it.name, points, accent=it.card.model == "int8"))
     if not curves:
         return None
-    return line_chart(
-        curves[:6],
+    picture = line_chart(
+        curves,
         title="Robust accuracy against epsilon",
         x_axis="epsilon, in the input's value range",
         y_axis="accuracy, %",
-        mark_x=trained_epsilon,
-        mark_label="" if trained_epsilon is None else f"evaluated at ε = {trained_epsilon:g}",
+        mark_x=evaluated,
+        mark_label="" if evaluated is None else f"evaluated at ε = {evaluated:.3g}",
     )
+    epsilons = sorted({point.epsilon for it in with_curve for point in it.card.epsilon_curve})
+    rows = {epsilon: tuple(_at_epsilon(it, epsilon) for it in with_curve) for epsilon in epsilons}
+    return Epsilon(name, picture, tuple(it.name for it in with_curve), rows)
+
+
+def _at_epsilon(judged: Judged, epsilon: float) -> Figure | None:
+    return next((point.accuracy for point in judged.card.epsilon_curve if point.epsilon == epsilon), None)
 
 
 def heat(judged: Judged, name: str) -> Heat | None:
@@ -135,14 +153,15 @@ def reliability(judged: Judged) -> Markup | None:
 
 
 def latency_charts(tail: TargetResults) -> tuple[tuple[str, Markup], ...]:
-    """A picture for each runtime, batch and thread count that has histograms, with its caption."""
+    """A picture for each runtime, batch and thread count that has histograms, with its caption; batch 1 with the fewest threads first."""
     if tail.bench is None:
         return ()
     groups: dict[tuple[str, int, int], list[Latency]] = {}
     for latency in tail.bench.latencies:
         if latency.histogram_counts:
             groups.setdefault((latency.runtime, latency.batch, latency.threads), []).append(latency)
-    return tuple((f"{runtime}, batch {batch}, {threads} thread{'' if threads == 1 else 's'}", latency_rows(group)) for (runtime, batch, threads), group in groups.items())
+    ordered = sorted(groups.items(), key=lambda item: item[0][1:])
+    return tuple((f"{runtime}, batch {batch}, {_threads(threads)}", latency_rows(group)) for (runtime, batch, threads), group in ordered)
 
 
 def nodes(tail: TargetResults) -> tuple[Nodes, ...]:
@@ -184,6 +203,7 @@ def _history_chart(history: History) -> Markup:
         y_axis="validation accuracy, %",
         mark_x=history.best_epoch,
         mark_label="kept",
+        mark_low=True,
     )
 
 
@@ -191,13 +211,14 @@ def _history_told(history: History) -> str:
     best = history.best.validation
     robust = "" if best.robust_accuracy is None else f", {100 * best.robust_accuracy:.1f} % under PGD-10"
     early = ", stopped early" if history.stopped_early else ""
-    return f"{history.objective}, {len(history.epochs)} epochs{early}; kept epoch {history.best_epoch} by {history.select_by}: {100 * best.clean_accuracy:.1f} % clean{robust} on validation"
+    kept = f"kept epoch {history.best_epoch} by {history.select_by}: {100 * best.clean_accuracy:.1f} % clean{robust} on validation"
+    return f"{history.objective}, {len(history.epochs)} epochs{early}; {kept}"
 
 
 def _accuracy_tile(title: str, file: Judged, teacher: Judged | None, figure: Figure, kind: str, more: tuple[str, ...]) -> Tile:
     if figure.value is None:
         return Tile(title, "not measured", (figure.reason or "no reason was recorded",), measured=False)
-    small = [f"95 % interval{numbers.interval(figure, 1)}, n = {numbers.count(figure.n)}"]
+    small = [f"95 % interval{numbers.interval(figure, 1)}, n{numbers.NBSP}={numbers.NBSP}{numbers.count(figure.n)}"]
     paired = difference(file, teacher, kind)
     if paired is not None:
         small.append(f"{numbers.points(paired.value, paired.low, paired.high)} to the teacher, paired")
@@ -210,7 +231,7 @@ def _attacks_told(file: Judged) -> str:
 
 
 def _latency_tile(tail: TargetResults) -> Tile:
-    title = "Latency, batch 1"
+    title = "Latency p50, batch 1"
     if tail.bench is None or tail.bench.not_measured is not None:
         why = "no bench was run" if tail.bench is None else (tail.bench.not_measured or "").removeprefix("not measured: ")
         return Tile(title, "not measured", (why,), measured=False)
@@ -219,10 +240,14 @@ def _latency_tile(tail: TargetResults) -> Tile:
         return Tile(title, "not claimable", ("no p50 with enough runs behind it",), measured=False)
     slowest = max(own, key=lambda it: it.p50.value_ms or 0)
     ratio = slowest.ratio_to_float
-    told = [f"p90 {numbers.latency(slowest.p90)}", f"{slowest.runtime}, {slowest.threads} thread{'' if slowest.threads == 1 else 's'}"]
+    told = [f"p90 {numbers.latency(slowest.p90)}", f"{slowest.runtime}, {_threads(slowest.threads)}"]
     if ratio is not None and ratio.value_ms is not None:
         told.append(f"{numbers.significant(ratio.value_ms)} × the float student's")
-    return Tile(title, f"p50 {numbers.milliseconds(slowest.p50.value_ms)}", tuple(told))
+    return Tile(title, numbers.milliseconds(slowest.p50.value_ms), tuple(told))
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _or_high(figure: Figure) -> float:

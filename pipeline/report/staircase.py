@@ -10,8 +10,9 @@ from kdpipe.pipeline.report.svg import MARKERS, WIDTH, Scale, chart, element, la
 
 ROW = 30.0
 TOP = 26.0
-LABELS = 112.0
-"""The width that the models' names take on the left."""
+RIGHT = 22.0
+LONGEST = 22
+"""letters of a model's name that are shown"""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Stair:
 def size_bars(stairs: Sequence[Stair]) -> Markup:
     """Horizontal bars from zero, each with its size and its share of the first (the teacher's)."""
     largest = max(stair.size_bytes for stair in stairs)
-    scale = Scale(0, largest, LABELS, WIDTH - 118)
-    parts: list[str] = [label(LABELS, 14, "size of the weights or the file", class_="axis")]
+    left = _left(stairs)
+    scale = Scale(0, largest, left, WIDTH - 112)
+    parts: list[str] = [label(left, 14, "size of the weights or the file", class_="axis")]
     for k, stair in enumerate(stairs):
         middle = TOP + ROW * (k + 0.5)
         share = "" if k == 0 else f" · {_share(stair.size_bytes / stairs[0].size_bytes)}"
         parts += [
-            _name(stair, middle),
-            element("rect", x=LABELS, y=middle - 9, width=max(1.0, scale(stair.size_bytes) - LABELS), height=18, class_=_class("bar", stair)),
+            _name(stair, left, middle),
+            element("rect", x=left, y=middle - 9, width=max(1.0, scale(stair.size_bytes) - left), height=18, class_=_class("bar", stair)),
             label(scale(stair.size_bytes) + 6, middle + 4.5, f"{kilobytes(stair.size_bytes)}{share}", class_=_class("value", stair)),
         ]
     told = ", ".join(f"{stair.name} {kilobytes(stair.size_bytes)}" for stair in stairs)
@@ -53,15 +55,16 @@ def size_bars(stairs: Sequence[Stair]) -> Markup:
 
 def accuracy_dots(stairs: Sequence[Stair], kinds: Sequence[str]) -> Markup:
     """A dot with its 95 % interval for each kind of accuracy on a common axis from 0 to 100 per cent; a shape for each kind."""
-    scale = Scale(0, 100, LABELS, WIDTH - 16)
+    left = _left(stairs)
+    scale = Scale(0, 100, left, WIDTH - RIGHT)
     bottom = TOP + ROW * len(stairs)
     parts: list[str] = []
     for tick in scale.ticks(5):
         parts += [line(scale(tick), TOP - 4, scale(tick), bottom, "grid"), label(scale(tick), bottom + 16, f"{tick:g} %", anchor="middle")]
-    parts += legend(kinds, y=13)
+    parts += legend(kinds, left, y=13)
     for k, stair in enumerate(stairs):
         middle = TOP + ROW * (k + 0.5)
-        parts.append(_name(stair, middle))
+        parts.append(_name(stair, left, middle))
         for j, kind in enumerate(kinds):
             if kind in stair.accuracies:
                 figure = stair.accuracies[kind]
@@ -73,7 +76,7 @@ def accuracy_dots(stairs: Sequence[Stair], kinds: Sequence[str]) -> Markup:
     return chart(bottom + 24, "Accuracy through the stages, with 95 % intervals", told, *parts)
 
 
-def legend(names: Sequence[str], y: float, start: float = LABELS) -> list[Markup]:
+def legend(names: Sequence[str], start: float, y: float) -> list[Markup]:
     """Marker and name of each series on one line, from `start` on."""
     parts, x = [], start
     for j, name in enumerate(names):
@@ -82,9 +85,14 @@ def legend(names: Sequence[str], y: float, start: float = LABELS) -> list[Markup
     return parts
 
 
-def _name(stair: Stair, middle: float) -> Markup:
-    shown = stair.name if len(stair.name) <= 17 else f"{stair.name[:16]}…"
-    return label(LABELS - 8, middle + 4.5, shown, class_=_class("name", stair), anchor="end")
+def _left(stairs: Sequence[Stair]) -> float:
+    """The width that the names take, about 7 units a letter."""
+    return 14 + 7 * min(LONGEST, max(len(stair.name) for stair in stairs))
+
+
+def _name(stair: Stair, left: float, middle: float) -> Markup:
+    shown = stair.name if len(stair.name) <= LONGEST else f"{stair.name[: LONGEST - 1]}…"
+    return label(left - 8, middle + 4.5, shown, class_=_class("name", stair), anchor="end")
 
 
 def _class(base: str, stair: Stair) -> str:

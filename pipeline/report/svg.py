@@ -39,6 +39,26 @@ class Scale:
         return [round(k * step, 12) for k in range(first, last + 1)]
 
 
+@dataclass(frozen=True)
+class LogScale:
+    """A logarithmic map from data [low, high], 0 < low < high, to positions [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The position of `value` > 0."""
+        return self.start + math.log(value / self.low) / math.log(self.high / self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """1, 2 and 5 times powers of ten inside [low, high]; powers of ten alone from three decades on."""
+        factors = (1, 2, 5) if self.high / self.low < 1000 else (1,)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        return [tick for power in powers for factor in factors if self.low <= (tick := round(factor * 10.0**power, 12)) <= self.high]
+
+
 def number(value: float) -> str:
     """A coordinate with at most two decimals: `12`, `12.5`, `0.25`."""
     return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".")  # + 0.0: no minus sign on zero

@@ -1,7 +1,10 @@
 """A finished build on disk: small, every file in its real schema, every accuracy derived from the per-sample arrays beside it."""
 
+import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from kdpipe.stages.validation import Validation
 from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, Percentile, Start
 
 N = 540
+TINY_PROJECT = Path(__file__).with_name("tiny_project.py")
 ORT, OPENVINO = "onnxruntime 1.32.0 CPU", "openvino 2026.4.1 CPU"
 SEVERITY_LOSS = (0, 2, 5, 11, 22)
 CORRUPTIONS = {"gaussian-noise": 1.6, "jpeg": 0.4, "contrast": 1.0}
@@ -41,6 +45,9 @@ class BuildFolder:
     targets: tuple[str, ...] = ("cpu", "arm")
     measured: tuple[str, ...] = ("cpu",)
     until: str | None = None
+    runs: int = 400
+    weaker: dict[tuple[str, str], Model] = field(default_factory=dict)
+    """what a file scores in one runtime where it is not as in `models`"""
     models: dict[str, Model] = field(
         default_factory=lambda: {
             "teacher": Model(98.0, 76.0, 1_093_000),
@@ -78,9 +85,12 @@ class BuildFolder:
     def runtimes(self, target: str) -> tuple[str, ...]:
         return (ORT, OPENVINO) if target == "cpu" else (ORT,)
 
-    def correct(self, model: str) -> dict[str, npt.NDArray[np.bool_]]:
+    def wanted(self, model: str, runtime: str | None) -> Model:
+        return self.weaker.get((model, runtime or ""), self.models[model])
+
+    def correct(self, model: str, runtime: str | None = None) -> dict[str, npt.NDArray[np.bool_]]:
         """Per-sample correctness with the shares of `models`; hard samples are hard for every model."""
-        wanted = self.models[model]
+        wanted = self.wanted(model, runtime)
         order = np.random.default_rng(1).permutation(N)
         arrays = {"clean": _right(order, wanted.clean), "robust": _right(order, wanted.robust), "attack/fgsm": _right(order, wanted.robust + 6)}
         arrays["attack/pgd-20"] = arrays["robust"]
@@ -90,7 +100,7 @@ class BuildFolder:
         return arrays
 
     def card(self, model: str, form: str, runtime: str | None) -> Scorecard:
-        arrays, wanted = self.correct(model), self.models[model]
+        arrays, wanted = self.correct(model, runtime), self.wanted(model, runtime)
         corruptions = {key.removeprefix("corruption/"): array for key, array in arrays.items() if key.startswith("corruption/")}
         crafted_on = ("twin", "file") if form == "file" else ("itself",)
         return Scorecard(
@@ -134,7 +144,7 @@ class BuildFolder:
         for model in ("int8", "ptq"):
             for runtime in runtimes:
                 cards.append(self.card(model, "file", runtime).model_dump(mode="json"))
-                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in self.correct(model).items()}
+                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in self.correct(model, runtime).items()}
         write_json(folder / "scorecards.json", cards)
         np.savez(folder / "correct.npz", **arrays)
 
@@ -145,7 +155,7 @@ class BuildFolder:
         if target not in self.measured:
             return Bench(target=target, device=None, not_measured="not measured: no device")
         latencies = tuple(
-            _latency(model, runtime, batch, threads, p50 * batch**0.8 / threads**0.5)
+            _latency(model, runtime, batch, threads, p50 * batch**0.8 / threads**0.5, self.runs)
             for runtime in self.runtimes(target)
             for batch, threads in ((1, 1), (1, 2), (32, 1))
             for model, p50 in (("int8", 0.082), ("float", 0.131), ("teacher", 1.24))
@@ -206,8 +216,10 @@ def _right(order: npt.NDArray[np.int64], percent: float) -> npt.NDArray[np.bool_
     return right
 
 
-def _latency(model: str, runtime: str, batch: int, threads: int, p50: float) -> Latency:
-    def around(value: float) -> Percentile:
+def _latency(model: str, runtime: str, batch: int, threads: int, p50: float, runs: int) -> Latency:
+    def around(value: float, needed: int) -> Percentile:
+        if runs < needed:
+            return Percentile(value_ms=None, reason=f"not claimable: {runs} runs, {needed} are needed")
         return Percentile(value_ms=value, low_ms=value * 0.97, high_ms=value * 1.06)
 
     bump = np.exp(-(((np.arange(30) - 4) / 4.0) ** 2)) + 0.01
@@ -216,13 +228,34 @@ def _latency(model: str, runtime: str, batch: int, threads: int, p50: float) -> 
         runtime=runtime,
         batch=batch,
         threads=threads,
-        runs=400,
-        p50=around(p50),
-        p90=around(1.17 * p50),
-        p95=around(1.3 * p50),
-        p99=Percentile(value_ms=None, reason="not claimable: 400 runs, 662 are needed"),
+        runs=runs,
+        p50=around(p50, 11),
+        p90=around(1.17 * p50, 64),
+        p95=around(1.3 * p50, 130),
+        p99=around(1.6 * p50, 662),
         samples_per_second=1000 * batch / p50,
         histogram_edges_ms=tuple((np.linspace(0.85, 1.9, 31) * p50).tolist()),
-        histogram_counts=tuple(np.random.default_rng(2).multinomial(400, bump / bump.sum()).tolist()),
+        histogram_counts=tuple(np.random.default_rng(2).multinomial(runs, bump / bump.sum()).tolist()),
         ratio_to_float=Percentile(value_ms=0.626, low_ms=0.61, high_ms=0.64) if model == "int8" else None,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The module `tiny_project.py`: stages that are real but do next to nothing."""
+    spec = importlib.util.spec_from_file_location("tiny_project", TINY_PROJECT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_project"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny: ModuleType) -> Path:
+    """A folder with the tiny project's `kdpipe.toml`."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "kdpipe.toml").write_text(tiny.KDPIPE_TOML)
+    return folder
