@@ -100,7 +100,9 @@ def _input_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> Tensor:
                 at="the network under attack",
                 do="its logits are not finite: lower the learning rate or epsilon, or check the weights and the data",
             )
-        (gradient,) = torch.autograd.grad(total, x_adv)
+        if not total.requires_grad:  # the network cuts its graph: there is nothing to follow, and `masking` tells of it
+            return torch.zeros_like(x_adv)
+        (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
     return gradient
 
 

@@ -1,0 +1,248 @@
+"""Judges one network of the build (teacher, student, pruned, twin) on the test split, and leaves the adversarial samples for the files."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from kdpipe.foundation.errors import ConfigError, VerificationError
+from kdpipe.foundation.files import write_bytes, write_text
+from kdpipe.foundation.networks import WEIGHTS_FILE, Network, build_network, load_network
+from kdpipe.foundation.predictor import TorchPredictor
+from kdpipe.foundation.randomness import stream
+from kdpipe.robustness.attacks.method import AttackMethod, Logits, parse_attack
+from kdpipe.robustness.attacks.methods.square import Square
+from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.robustness.corruption import STANDARD, corruption_named
+from kdpipe.robustness.crafting import CurvePoint, Replay, craft, craft_curve, rescaled
+from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
+from kdpipe.robustness.masking import checks_of_network
+from kdpipe.robustness.samples import Samples, stratified
+from kdpipe.robustness.scorecard import Threat
+from kdpipe.stages.judged_examples import write_examples
+from kdpipe.stages.macs import count_macs, count_parameters
+from kdpipe.stages.stage import Context, Inputs
+
+VERSION = 1
+TOOLS = ("torch", "numpy", "pillow", "safetensors")
+
+SCORECARD_FILE = "scorecard.json"
+ADVERSARIAL_FILE = "adversarial.safetensors"
+CORRECT_FILE = "correct.npz"
+
+_AT = "[evaluate] attacks"
+_RESCALED = "/rescaled"
+_CURVE = "curve/"
+_DEFAULT_EPSILON = {"linf": 8 / 255, "l2": 0.5}
+
+
+class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
+    """`[evaluate]`: what every model of the build is asked, on the same test samples."""
+
+    attacks: tuple[str, ...] = Field(("fgsm", "pgd-20"), description="<method>-<steps>x<restarts>: fgsm, pgd-20, pgd-10x5, square-500")
+    norm: Threat = Field("linf", description="the ball of the attacks; absent: that of [distill.attack]")
+    epsilon: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="its radius in the input's value range; absent: that of [distill.attack], else 8/255 (l2: 0.5)"
+    )
+    attack_samples: int = Field(1000, ge=1, description="test samples that are attacked, stratified, the same for all models; all where there are fewer")
+    corruptions: Literal["standard"] | tuple[str, ...] = Field("standard", description="names of corruptions; 'standard' for the six, [] for none")
+    corruption_samples: int = Field(1000, ge=1, description="test samples that are corrupted, each at five severities")
+    epsilon_curve: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="where accuracy against epsilon is drawn, in multiples of epsilon; [] for no curve")
+    curve_samples: int = Field(250, ge=1, description="attacked samples that the curve is drawn on")
+    square_queries: int = Field(100, ge=0, description="queries of the black-box attack for each sample; 0: none")
+    square_samples: int = Field(200, ge=1, description="attacked samples for the black-box attack and the masking checks")
+    masking: bool = Field(True, description="check whether the attacks are to be believed")
+    batch_size: int = Field(256, ge=1, description="samples at a time")
+    subject: Literal["teacher", "student", "pruned", "twin"] | None = Field(None, description="the model under judgement; the pipeline fills it in")
+
+    @field_validator("attacks")
+    @classmethod
+    def _known_attacks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                parse_attack(name, norm="linf", epsilon=1.0, at=_AT)
+            except ConfigError as error:
+                raise ValueError(f"{error.problems[0].message}; {error.problems[0].do}") from error
+        return _without_repetition(names)
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known_corruptions(cls, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(names, str):
+            return names
+        for name in names:
+            try:
+                corruption_named(name)
+            except ConfigError as error:
+                raise ValueError(f"{error.problems[0].message}; {error.problems[0].do}") from error
+        return _without_repetition(names)
+
+    @field_validator("epsilon_curve")
+    @classmethod
+    def _rising_multiples(cls, multiples: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 <= multiple <= 1000 for multiple in multiples):
+            raise ValueError("multiples of epsilon lie in [0, 1000]")
+        return tuple(sorted(set(multiples) - {0.0}))
+
+    @property
+    def strength(self) -> float:
+        """The epsilon in use."""
+        return _DEFAULT_EPSILON[self.norm] if self.epsilon is None else self.epsilon
+
+    def methods(self) -> dict[str, AttackMethod]:
+        """The attacks by name, in the configured order."""
+        return {name: parse_attack(name, norm=self.norm, epsilon=self.strength, at=_AT) for name in self.attacks}
+
+    def black_box(self) -> dict[str, AttackMethod]:
+        """The black-box attack that every model meets beside them, by name; empty where it is switched off."""
+        return {f"square-{self.square_queries}": Square(norm=self.norm, epsilon=self.strength, steps=self.square_queries)} if self.square_queries else {}
+
+    def curve(self) -> tuple[float, ...]:
+        """The epsilons of the curve, rising; for linf those above 1 all mean the same and are left out."""
+        return tuple(self.strength * multiple for multiple in self.epsilon_curve if self.norm == "l2" or self.strength * multiple <= 1)
+
+
+def questions_of(samples: Samples, config: EvaluateConfig, seed: int) -> Questions:
+    """The samples that every model is asked: nested stratified draws of the split, by the project's seed."""
+    corruptions = STANDARD if config.corruptions == "standard" else config.corruptions
+    return Questions(
+        attacked=stratified(samples.labels, config.attack_samples, seed=seed),
+        curve=stratified(samples.labels, min(config.curve_samples, config.attack_samples), seed=seed),
+        black_box=stratified(samples.labels, min(config.square_samples, config.attack_samples), seed=seed),
+        corrupted=stratified(samples.labels, config.corruption_samples, seed=seed),
+        corruptions=tuple(corruptions),
+        batch_size=config.batch_size,
+        seed=seed,
+    )
+
+
+def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
+    """The artifact folder with the scorecard, the adversarial samples and the per-sample answers of the network in `inputs.artifacts["subject"]`."""
+    subject = config.subject or "student"
+    folder, samples = inputs.artifacts["subject"], inputs.data.test
+    network = load_network(folder)
+    questions = questions_of(samples, config, context.seed)
+    predictor = TorchPredictor(network.module)
+    with quiet(network.module):
+        replays = list(_attacks(network, subject, samples, questions, config, context))
+        curve = _curve(network.module, samples, questions, config) if config.attacks else ()
+        judgement = judge(predictor, samples, questions, _described(network, folder, subject), replays=replays, curve=curve)
+        scorecard = judgement.scorecard
+        if config.masking and replays:
+            checks = checks_of_network(network.module, predictor, samples, questions, judgement, replays)
+            scorecard = scorecard.model_copy(update={"masking": checks})
+        write_examples(context.folder, predictor, samples, questions, strongest_of(replays))
+    write_text(context.folder / SCORECARD_FILE, scorecard.model_dump_json(indent=2) + "\n")
+    write_adversarial(context.folder, replays, curve)
+    write_correct(context.folder, {"": judgement}, questions)
+    context.progress.say(summary(scorecard.model, judgement))
+    return context.folder
+
+
+def attacks_on(
+    logits_of: Logits, crafted_on: str, samples: Samples, questions: Questions, methods: dict[str, AttackMethod], *, with_rescaled: bool
+) -> Iterator[Replay]:
+    """The configured attacks on one network, one after the other; `with_rescaled`: those of many steps once more on rescaled logits."""
+    seed, batch_size = questions.seed, questions.batch_size
+    for name, method in methods.items():
+        yield craft(method, name, logits_of, samples, questions.attacked, crafted_on=crafted_on, seed=seed, batch_size=batch_size)
+    for name, method in methods.items():
+        if with_rescaled and method.needs_gradients and method.steps > 1:
+            scaled = rescaled(logits_of, samples, questions.attacked, batch_size=batch_size)
+            yield craft(method, name, scaled, samples, questions.attacked, crafted_on=f"{crafted_on} (rescaled logits)", seed=seed, batch_size=batch_size)
+
+
+def strongest_of(replays: Sequence[Replay]) -> Replay | None:
+    """The replay with the most gradient steps, the first of them; None where there is none."""
+    white = [replay for replay in replays if replay.method.needs_gradients]
+    return max(white, key=lambda replay: replay.method.steps * replay.method.restarts, default=None)
+
+
+def write_adversarial(folder: Path, replays: Sequence[Replay], curve: Sequence[CurvePoint]) -> None:
+    """adversarial.safetensors: attack name (`pgd-20`, `pgd-20/rescaled`, `curve/0.05`) to float32 samples in the order of its indices in correct.npz."""
+    tensors = {f"{replay.name}{_RESCALED if 'rescaled' in replay.crafted_on else ''}": replay.x_adv for replay in replays}
+    tensors |= {f"{_CURVE}{point.epsilon!r}": point.x_adv for point in curve}
+    write_bytes(folder / ADVERSARIAL_FILE, save({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in tensors.items()}))
+
+
+def read_adversarial(folder: Path, config: EvaluateConfig, questions: Questions, crafted_on: str) -> tuple[list[Replay], list[CurvePoint]]:
+    """What a score step left in `folder` of the attacks with gradients, and its curve; VerificationError when it is damaged or of other samples."""
+    path = folder / ADVERSARIAL_FILE
+    try:
+        tensors = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise VerificationError(f"adversarial samples cannot be read: {error}", at=path, do="run 'kdpipe build' again; the step will be rebuilt") from error
+    replays, curve, methods = [], [], config.methods()
+    for name, x_adv in tensors.items():
+        indices = questions.curve if name.startswith(_CURVE) else questions.attacked
+        method = methods.get(name.removesuffix(_RESCALED))
+        if name.startswith(_CURVE):
+            _require_same_number(len(x_adv), len(indices), path)
+            curve.append(CurvePoint(float(name.removeprefix(_CURVE)), indices, x_adv))
+        elif method is not None:
+            _require_same_number(len(x_adv), len(indices), path)
+            made = f"{crafted_on} (rescaled logits)" if name.endswith(_RESCALED) else crafted_on
+            replays.append(Replay(name.removesuffix(_RESCALED), method, made, indices, x_adv))
+    order = list(methods)
+    return sorted(replays, key=lambda replay: order.index(replay.name)), sorted(curve, key=lambda point: point.epsilon)
+
+
+def write_correct(folder: Path, judgements: dict[str, Judgement], questions: Questions) -> None:
+    """correct.npz: the bool arrays of every judgement under its prefix, and the indices of the samples that were asked."""
+    arrays: dict[str, npt.NDArray[Any]] = {"indices/attack": questions.attacked, "indices/black-box": questions.black_box}
+    arrays["indices/corruption"] = questions.corrupted
+    for prefix, judgement in judgements.items():
+        arrays |= {f"{prefix}{name}": right for name, right in judgement.correct.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for its own flag
+    write_bytes(folder / CORRECT_FILE, buffer.getvalue())
+
+
+def summary(model: str, judgement: Judgement) -> str:
+    """One line for the user."""
+    card = judgement.scorecard
+    figures = (("clean", card.clean), ("robust", card.robust), ("corrupted", card.corruption_mean))
+    return f"{model}: " + ", ".join(f"{name} {figure.value:.1f} %" for name, figure in figures if figure.value is not None)
+
+
+def _attacks(network: Network, subject: str, samples: Samples, questions: Questions, config: EvaluateConfig, context: Context) -> Iterator[Replay]:
+    if not config.attacks:
+        return
+    module, methods = network.module, config.methods()
+    found = attacks_on(module, subject, samples, questions, methods, with_rescaled=subject == "twin")
+    yield from context.progress(found, f"score {subject}", total=None, unit="attack")
+    for name, method in config.black_box().items():
+        yield craft(method, name, module, samples, questions.black_box, crafted_on=subject, seed=questions.seed, batch_size=questions.batch_size)
+
+
+def _curve(module: torch.nn.Module, samples: Samples, questions: Questions, config: EvaluateConfig) -> tuple[CurvePoint, ...]:
+    return craft_curve(module, samples, questions.curve, config.curve(), norm=config.norm, seed=questions.seed, batch_size=questions.batch_size)
+
+
+def _described(network: Network, folder: Path, subject: str) -> Subject:
+    spec = network.spec
+    # a twin's layers are the engine's own, with constants for weights: it costs what the network costs that it stands for
+    counted = network if spec.quantization is None else build_network(spec.model_copy(update={"quantization": None}), stream(0, "score/count"))
+    return Subject(
+        model=subject,
+        form="twin" if subject == "twin" else "network",
+        size_bytes=(folder / WEIGHTS_FILE).stat().st_size,
+        parameters=count_parameters(counted.module),
+        macs=count_macs(counted.module, spec.contract.shape),
+    )
+
+
+def _require_same_number(found: int, asked: int, path: Path) -> None:
+    if found != asked:
+        raise VerificationError(f"{found} adversarial samples, {asked} were asked for", at=path, do="run 'kdpipe build' again; the step will be rebuilt")
+
+
+def _without_repetition(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
