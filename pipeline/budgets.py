@@ -67,12 +67,15 @@ class _Measured:
 
 def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]:
     tail = results.targets[target]
+    elsewhere = [_Measured(None, f"{runtime}: {reason}") for runtime, reason in tail.unavailable.items()]
     verdicts = []
     if budgets.clean_drop is not None:
-        drops = [_clean_drop(results.teacher, file) for file in tail.files]
+        drops = [_clean_drop(results.teacher, file) for file in tail.files] + elsewhere
         verdicts.append(_verdict("clean_drop", target, budgets.clean_drop, "points", drops, worst=max))
     if budgets.robust_accuracy is not None:
-        verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", [_robust_accuracy(file) for file in tail.files], worst=min))
+        verdicts.append(
+            _verdict("robust_accuracy", target, budgets.robust_accuracy, "%", [_robust_accuracy(file) for file in tail.files] + elsewhere, worst=min)
+        )
     if budgets.size_kb is not None:
         sizes = [_Measured(file.card.size_bytes / 1000, f"the file in {file.name}") for file in tail.files]
         verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", sizes, worst=max))

@@ -33,9 +33,13 @@ class PredictError(Exception):
 
 
 class Model:
-    """The bundle's model. `folder`: the bundle; the model file is checked against manifest.json before it is loaded."""
+    """The bundle's model. `folder`: the bundle, None: where this file is; `threads` 0: the runtime's own choice.
 
-    def __init__(self, folder: Path = Path(__file__).resolve().parent, threads: int = 0) -> None:
+    The model file is checked against manifest.json before it is loaded.
+    """
+
+    def __init__(self, folder: Path | None = None, threads: int = 0) -> None:
+        folder = folder or Path(__file__).resolve().parent
         contract = read_json(folder / "contract.json")
         try:
             self.labels: list[str] = list(contract["labels"])
@@ -113,6 +117,7 @@ class Model:
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Label images with the model in this folder.")
     parser.add_argument("images", nargs="*", type=Path, help="image files")
     parser.add_argument("--npy", type=Path, help="a .npy file with a float32 batch, or with one sample")
@@ -139,6 +144,7 @@ def main(arguments: list[str]) -> int:
 
 
 def show(names: list[str], probabilities: Float32Array, labels: list[str], *, top: int, as_json: bool) -> None:
+    """Print the `top` labels of each sample, or everything as JSON."""
     if as_json:
         rows = [
             {"sample": name, "label": labels[int(p.argmax())], "probabilities": dict(zip(labels, map(float, p), strict=True))}
@@ -161,6 +167,7 @@ def read_npy(path: Path, model: Model) -> Float32Array:
 
 
 def read_json(path: Path) -> Any:
+    """A JSON file of the bundle; PredictError with code 5 where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -183,6 +190,7 @@ def verified(model: Path, manifest: Path) -> bytes:
 
 
 def open_session(content: bytes, threads: int) -> Any:
+    """The model in ONNX Runtime on the CPU; PredictError with code 4 where that is not installed."""
     try:
         import onnxruntime
     except ImportError as error:

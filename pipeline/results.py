@@ -11,15 +11,21 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from kdpipe.foundation.errors import VerificationError
+from kdpipe.foundation.networks import load_spec
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.scorecard import Scorecard
+from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Examples
+from kdpipe.stages.score_export import UNAVAILABLE_FILE
 from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.targets.measurements import Bench
 
 BoolArray = npt.NDArray[np.bool_]
+Float32Array = npt.NDArray[np.float32]
 
 SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")
 
@@ -45,6 +51,14 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class SampleImages:
+    """A few test samples and what the int8 file said to them. `versions`: 'clean', 'adversarial', 'corrupted/jpeg' to (n, *shape) in [0, 1]."""
+
+    examples: Examples
+    versions: Mapping[str, Float32Array]
+
+
+@dataclass(frozen=True)
 class TargetResults:
     """One target's tail of the build; what was not run (a build `--until` an earlier stage) is None or empty."""
 
@@ -54,16 +68,20 @@ class TargetResults:
     files: tuple[Judged, ...]
     """the int8 file, judged in each runtime of the target"""
     ptq: tuple[Judged, ...]
+    unavailable: Mapping[str, str]
+    """runtime of the target in which the file could not be judged here, to the reason"""
+    samples: SampleImages | None
     bench: Bench | None
 
 
 @dataclass(frozen=True)
 class Results:
-    """A build's figures. `shared`: teacher, student, pruned, those that were judged; `histories`, `seconds` by step name."""
+    """A build's figures. `shared`: teacher, student, pruned, those that were judged; `histories`, `seconds` by step name; `labels` the class names."""
 
     shared: tuple[Judged, ...]
     targets: Mapping[str, TargetResults]
     histories: Mapping[str, tuple[History, ...]]
+    labels: tuple[str, ...]
     seconds: Mapping[str, float]
 
     @property
@@ -81,9 +99,10 @@ class Results:
 def read_results(build: BuildResult) -> Results:
     """The figures of `build`. Raises VerificationError when a file that its step leaves is missing or is not what it should be."""
     shared = tuple(_judged(build.results[step].folder, None) for step in SHARED_SCORES if step in build.results)
+    labels = load_spec(build.results["teacher"].folder).contract.labels
     seconds = {name: result.seconds for name, result in build.results.items()}
     histories = {name: read_model(path, Trainings).trainings for name, result in build.results.items() if (path := result.folder / HISTORY_FILE).is_file()}
-    return Results(shared, {target: _target(build, target) for target in build.targets}, histories, seconds)
+    return Results(shared, {target: _target(build, target) for target in build.targets}, histories, labels, seconds)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -105,7 +124,7 @@ Content = TypeVar("Content")
 def _read(path: Path, parsed: Callable[[bytes], Content]) -> Content:
     try:
         return parsed(path.read_bytes())
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError, SafetensorError) as error:
         raise VerificationError(
             f"cannot be read as a build's result: {error}", at=path, do="run 'kdpipe build' again; the step's artifact will be checked and rebuilt"
         ) from error
@@ -118,12 +137,15 @@ def _target(build: BuildResult, target: str) -> TargetResults:
 
     twin, files, bench = folder("score-qat"), folder("score-export"), folder("bench")
     judged = _several(files, target) if files else ()
+    unavailable = _read(files / UNAVAILABLE_FILE, TypeAdapter(dict[str, str]).validate_json) if files else {}
     return TargetResults(
         target,
         folder("export"),
         _judged(twin, target) if twin else None,
         tuple(it for it in judged if it.card.model == "int8"),
         tuple(it for it in judged if it.card.model == "ptq"),
+        unavailable,
+        _samples(files) if files else None,
         read_model(bench / "bench.json", Bench) if bench else None,
     )
 
@@ -140,6 +162,12 @@ def _several(folder: Path, target: str) -> tuple[Judged, ...]:
         own = f"{card.model}/{card.runtime}/"
         judged.append(Judged(card, target, {name.removeprefix(own): array for name, array in arrays.items() if name.startswith(own)}))
     return tuple(judged)
+
+
+def _samples(folder: Path) -> SampleImages:
+    examples = read_model(folder / ANSWERS_FILE, Examples)
+    versions = _read(folder / TENSORS_FILE, safetensors.numpy.load)
+    return SampleImages(examples, {name: versions[name] for name in examples.answers})
 
 
 def _arrays(path: Path) -> dict[str, BoolArray]:

@@ -31,7 +31,15 @@ class Curve:
 
 
 def line_chart(
-    curves: Sequence[Curve], *, title: str, x_axis: str, y_axis: str, y_high: float | None = 100.0, mark_x: float | None = None, mark_label: str = "", mark_low: bool = False
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_axis: str,
+    y_axis: str,
+    y_high: float | None = 100.0,
+    mark_x: float | None = None,
+    mark_label: str = "",
+    mark_low: bool = False,
 ) -> Markup:
     """The curves (each with at least one point) over y from 0 to `y_high` (None: to the largest value), whiskers for intervals, legend below.
 

@@ -56,6 +56,8 @@ def _of_target(tail: TargetResults) -> Iterator[tuple[str, str]]:
         yield f"the int8 file for {tail.name}", "the build ended before 'export'"
     if tail.export is not None and not tail.files:
         yield f"accuracy of the int8 file for {tail.name}", "the build ended before it was scored"
+    for runtime, reason in tail.unavailable.items():
+        yield f"accuracy of the int8 file for {tail.name} in {runtime}", reason
     if tail.bench is None:
         yield f"latency, memory and start on {tail.name}", "no bench was run"
         return

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.budgets import Verdict
 from kdpipe.pipeline.report import numbers, sections
+from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult, StepResult
@@ -73,8 +74,7 @@ class Page:
     samples_told: str
     epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
-    samples: tuple[Any, ...]
-    samples_note: str
+    samples: tuple[Gallery, ...]
     has_parity: bool
     reliability: tuple[tuple[str, Markup], ...]
     masking: tuple[tuple[Judged, MaskingCheck], ...]
@@ -94,6 +94,7 @@ class Page:
             "stages": ("Stages", True),
             "epsilon": ("Epsilon", bool(self.epsilon)),
             "corruptions": ("Corruptions", bool(self.heat)),
+            "samples": ("Samples", bool(self.samples)),
             "reliability": ("Calibration", bool(self.reliability)),
             "latency": ("Latency", True),
             "nodes": ("Node precision", self.has_nodes),
@@ -153,8 +154,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         samples_told=_samples_told(judged),
         epsilon=_epsilon_charts(results, tails),
         heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
-        samples=(),
-        samples_note="",
+        samples=tuple(found for tail in tails if tail.samples and (found := gallery(_gallery_name(tail), tail.samples, results.labels))),
         has_parity=False,
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
         masking=tuple(checks),
@@ -203,6 +203,10 @@ def _where(judged: Judged) -> str:
 def _subtitle(build: BuildResult, tails: Sequence[TargetResults]) -> str:
     targets = f"target{'s' if len(tails) > 1 else ''} {' and '.join(tail.name for tail in tails)}"
     return f"What kdpipe made of the project {build.name} for the {targets}, and what was measured on the files that it ships."
+
+
+def _gallery_name(tail: TargetResults) -> str:
+    return f"The int8 file for {tail.name} in {tail.files[0].card.runtime}"
 
 
 def _samples_told(judged: Sequence[Judged]) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.numpy
 
-from kdpipe.foundation.files import write_json, write_text
+from kdpipe.foundation.files import write_bytes, write_json, write_text
+from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.pipeline.steps import BuildResult, Step, StepResult
 from kdpipe.robustness.intervals import accuracy
 from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
+from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
 from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
 from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, Percentile, Start
@@ -71,10 +74,10 @@ class BuildFolder:
             return folder
 
         for stage, model, seconds in (("teacher", "teacher", 31.0), ("distill", "student", 24.5), ("prune", "pruned", 9.25)):
-            _train(step(stage, seconds), stage)
+            self._train(step(stage, seconds), stage)
             self._score(step(f"score-{stage}", 3.5), model, "network")
         for target in self.targets if self.until is None else ():
-            _train(step(f"qat@{target}", 7.75), "qat")
+            self._train(step(f"qat@{target}", 7.75), "qat")
             self._score(step(f"score-qat@{target}", 3.5), "twin", "twin")
             self._export(step(f"export@{target}", 2.5))
             self._score_files(step(f"score-export@{target}", 4.0), self.runtimes(target))
@@ -84,6 +87,20 @@ class BuildFolder:
 
     def runtimes(self, target: str) -> tuple[str, ...]:
         return (ORT, OPENVINO) if target == "cpu" else (ORT,)
+
+    def _train(self, folder: Path, label: str) -> None:
+        epochs = tuple(
+            EpochRecord(
+                epoch=k + 1,
+                learning_rate=0.05,
+                loss={"total": 1.9 - 0.2 * k},
+                validation=Validation(clean_accuracy=a, loss=1.4 - 0.15 * k, robust_accuracy=a - 0.22),
+            )
+            for k, a in enumerate(np.linspace(0.62, 0.97, 8).tolist())
+        )
+        write_history(folder, History(label=label, objective="rslad", select_by="balanced", epochs=epochs, best_epoch=7, stopped_early=False))
+        spec = NetworkSpec(factory="kdpipe.tasks.networks.cnn:cnn", contract=InputContract(shape=(1, 8, 8), labels=self.labels), mean=(0.3,), std=(0.3,))
+        write_text(folder / "network.json", spec.model_dump_json())
 
     def wanted(self, model: str, runtime: str | None) -> Model:
         return self.weaker.get((model, runtime or ""), self.models[model])
@@ -147,6 +164,21 @@ class BuildFolder:
                 arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in self.correct(model, runtime).items()}
         write_json(folder / "scorecards.json", cards)
         np.savez(folder / "correct.npz", **arrays)
+        write_json(folder / "unavailable.json", {})
+        self._examples(folder)
+
+    def _examples(self, folder: Path) -> None:
+        side, random = np.linspace(0, 1, 8, dtype=np.float32), np.random.default_rng(3)
+        clean = np.stack([np.abs(np.sin(3 * np.outer(side, side) + k))[None] for k in range(4)]).astype(np.float32)
+        versions = {
+            "clean": clean,
+            "adversarial": np.clip(clean + np.float32(0.1) * random.choice([-1, 1], clean.shape).astype(np.float32), 0, 1),
+            "corrupted/jpeg": np.clip(clean + random.normal(0, 0.05, clean.shape).astype(np.float32), 0, 1),
+        }
+        answers = {name: tuple(Answer(label=k if name != "adversarial" or k % 2 else 9, confidence=0.9 - 0.1 * k) for k in range(4)) for name in versions}
+        examples = Examples(indices=(3, 1, 4, 15), labels=(0, 1, 2, 3), attack="pgd-20 on twin", answers=answers)
+        write_bytes(folder / TENSORS_FILE, safetensors.numpy.save(versions))
+        write_text(folder / ANSWERS_FILE, examples.model_dump_json(indent=2))
 
     def _export(self, folder: Path) -> None:
         pass
@@ -195,19 +227,6 @@ class BuildFolder:
 @pytest.fixture
 def build_folder(tmp_path: Path) -> BuildFolder:
     return BuildFolder(tmp_path / "project")
-
-
-def _train(folder: Path, label: str) -> None:
-    epochs = tuple(
-        EpochRecord(
-            epoch=k + 1,
-            learning_rate=0.05,
-            loss={"total": 1.9 - 0.2 * k},
-            validation=Validation(clean_accuracy=a, loss=1.4 - 0.15 * k, robust_accuracy=a - 0.22),
-        )
-        for k, a in enumerate(np.linspace(0.62, 0.97, 8).tolist())
-    )
-    write_history(folder, History(label=label, objective="rslad", select_by="balanced", epochs=epochs, best_epoch=7, stopped_early=False))
 
 
 def _right(order: npt.NDArray[np.int64], percent: float) -> npt.NDArray[np.bool_]:
