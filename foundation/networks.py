@@ -129,7 +129,7 @@ def load_weights_(module: nn.Module, path: Path) -> None:
 
 def _adopted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names of `own`: a bare network's tensors get the prefix of `Normalized`, and counts of batches start at 0."""
-    if not any(name.startswith("body.") for name in state):
+    if all(name.startswith("body.") for name in own) and not any(name.startswith("body.") for name in state):
         state = {f"body.{name}": value for name, value in state.items()}
     counts = {name: torch.zeros_like(value) for name, value in own.items() if name.endswith(".num_batches_tracked")}
     return {**counts, **state}

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdpipe.foundation.networks import build_network, load_weights_
@@ -93,6 +93,34 @@ def test_the_pretrained_resnet_20_is_as_good_as_it_is_known_to_be(cifar10_test, 
         correct = sum(int((module(batch.x).argmax(1) == batch.labels).sum()) for batch in batches(cifar10_test.test, 250))
 
     assert 780 < correct < 840  # 81.0 % of all 10,000; 2.4 standard deviations of a sample of 1,000
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["with normalisation", "without"])
+def test_bare_weights_load_with_and_without_the_normalisation_in_front(inner, tmp_path):
+    task = ImageClassification(data="digits")
+    data = task.load(tmp_path, 0)
+    theirs = resnet(in_channels=1, classes=10, image_size=8, depth=8)
+    save_file({name: value for name, value in theirs.state_dict().items() if "num_batches" not in name}, tmp_path / "theirs.safetensors")
+    own = build_network(task.network_spec("resnet-8", {}, data, at="x"), stream(0, "init")).module
+
+    load_weights_(own.get_submodule("body") if inner else own, tmp_path / "theirs.safetensors")
+
+    assert torch.equal(own.get_submodule("body").conv1.weight, theirs.conv1.weight)
+    assert torch.equal(own.get_submodule("body").linear.bias, theirs.linear.bias)
+
+
+def test_weights_of_another_network_are_refused(tmp_path, problem):
+    task = ImageClassification(data="digits")
+    data = task.load(tmp_path, 0)
+    path = tmp_path / "theirs.safetensors"
+    save_file(resnet(in_channels=1, classes=10, image_size=8, depth=14).state_dict(), path)
+    own = build_network(task.network_spec("resnet-8", {}, data, at="x"), stream(0, "init")).module
+
+    told = problem(lambda: load_weights_(own, path))
+
+    assert "weights do not fit the network: 36 not in the network (first: body.layer1.1.bn1.bias)" in told.message
+    assert told.at == str(path)
+    assert told.do == "name the network that these weights were trained with"
 
 
 def test_every_convolution_is_followed_by_its_norm():
