@@ -114,7 +114,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
     problems = [unknown_key(key, (), source, SECTIONS) for key in values if key not in SECTIONS]
 
     def section(name: str, model: type[BaseModel], more: Mapping[str, FieldInfo] | None = None) -> Any:
-        built, found = checked(model, values.get(name, {}), Section((name,), source, frozenset(FILLED.get(name, ())), more))
+        built, found = checked(model, _without_switch(name, values.get(name, {})), Section((name,), source, frozenset(FILLED.get(name, ())), more))
         problems.extend(found)
         return built
 
@@ -194,6 +194,13 @@ def task_model(kind: str, *, at: str) -> type[BaseModel]:
 def _asked_for(values: Any) -> bool:
     """Whether `[prune]` is there and not switched off by `enabled = false`."""
     return values is not None and not (isinstance(values, Mapping) and values.get("enabled") is False)
+
+
+def _without_switch(name: str, values: Any) -> Any:
+    """`[prune]` without `enabled`, which decides whether there is such a step, not how it goes."""
+    if name == "prune" and isinstance(values, Mapping) and isinstance(values.get("enabled"), bool):
+        return {key: value for key, value in values.items() if key != "enabled"}
+    return values
 
 
 def _objective_fields(model: type[BaseModel], values: Any) -> Mapping[str, FieldInfo] | None:

@@ -15,6 +15,7 @@ from typing import Any
 from kdpipe.foundation.files import canonical_json, sha256_of
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_ABSENT = object()  # a key that one of two identities lacks
 _CODE_SUFFIXES = {".py", ".so", ".pyd"}
 
 
@@ -88,8 +89,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], section: str) ->
 def _changes(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*new, *old]):
-            yield from _changes(old.get(key), new.get(key), (*path, key))
-    elif old != new:
+            yield from _changes(old.get(key, _ABSENT), new.get(key, _ABSENT), (*path, key))
+    elif _ABSENT in (old, new) or canonical_json(old) != canonical_json(new):  # as the fingerprint sees them: true is not 1
         yield path, old, new
 
 
@@ -105,8 +106,8 @@ def _told(path: tuple[str, ...], before: Any, after: Any, section: str) -> str:
 
 
 def _short(value: Any) -> str:
-    if value is None:
-        return "–"
+    if value is _ABSENT or value is None:
+        return "–" if value is _ABSENT else "none"
     text = value if isinstance(value, str) else canonical_json(value).decode()
     return text if len(text) <= 40 else f"{text[:39]}…"
 

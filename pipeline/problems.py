@@ -175,6 +175,9 @@ def _problem(place: KeyPath, details: list[ErrorDetails], model: type[BaseModel]
     if needed:
         return Problem(f"{written}: {' or '.join(needed)} is needed", source.at(path), _advice(field) or "correct the value")
     reason = first["msg"].removeprefix("Value error, ")
+    blamed = reason.partition(" = ")[0]  # a check of the whole table that blames one key: `epsilon = 8 is not in …`
+    if isinstance(first["input"], Mapping) and blamed in first["input"]:
+        return Problem(reason, source.at((*path, blamed)), _advice(_owner(model, (*place, blamed), section)[1]) or "correct it")
     message = f"{written}: {reason}" if place and not isinstance(first["input"], Mapping | BaseModel) else f"{title(path)}: {reason}"
     return Problem(message, source.at(path), _advice(field) or "correct it")
 

@@ -47,6 +47,9 @@ class TomlSource:
                 return f"--set {self.overrides[head]}"
             if head in self.lines:
                 return f"{self.name}:{self.lines[head]}"
+            below = [text for longer, text in self.overrides.items() if longer[:length] == head]
+            if below:  # a table that only `--set` made
+                return f"--set {below[0]}"
         return self.name
 
     def overridden(self, settings: list[str] | tuple[str, ...]) -> "TomlSource":
