@@ -8,7 +8,6 @@ import torch
 from pydantic import BaseModel, Field, JsonValue
 from torch import Tensor
 
-from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
 from kdpipe.tasks.data.checks import Layout, require_precision
@@ -85,19 +84,17 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
         return x
 
     def network_spec(self, name: str, arguments: Mapping[str, JsonValue], data: DataSplits, *, at: str) -> NetworkSpec:
-        """The description of the network called `name`.
-
-        `arguments` go to the factory, but `mean` and `std` (one number per channel): these take the place of the data's own,
-        for weights that were trained with others. Built-in factories also get `in_channels`, `classes` and `image_size`.
-        """
-        given = dict(arguments)
+        """The description of the network called `name`; built-in factories also get `in_channels`, `classes` and `image_size`."""
         channels, *sides = data.shape
-        mean = _per_channel(given.pop("mean", None), data.mean, "mean", at=at)
-        std = _per_channel(given.pop("std", None), data.std, "std", at=at)
         named = _resolved(name, data, at=at)
-        if ":" not in name:
-            given = {"in_channels": channels, "classes": len(data.classes), "image_size": min(sides), **named.arguments, **given}
-        return NetworkSpec(factory=named.factory, arguments=given, contract=InputContract(shape=data.shape, labels=data.classes), mean=mean, std=std)
+        known: dict[str, JsonValue] = {} if ":" in name else {"in_channels": channels, "classes": len(data.classes), "image_size": min(sides)}
+        return NetworkSpec(
+            factory=named.factory,
+            arguments={**known, **named.arguments, **arguments},
+            contract=InputContract(shape=data.shape, labels=data.classes),
+            mean=data.mean,
+            std=data.std,
+        )
 
 
 def _resolved(name: str, data: DataSplits, *, at: str) -> NamedNetwork:
@@ -105,16 +102,6 @@ def _resolved(name: str, data: DataSplits, *, at: str) -> NamedNetwork:
         return NamedNetwork(name)
     teacher, student = default_networks(data.shape)
     return named_network({DEFAULT_TEACHER: teacher, DEFAULT_STUDENT: student}.get(name, name), at=at)
-
-
-def _per_channel(given: JsonValue, own: tuple[float, ...], name: str, *, at: str) -> tuple[float, ...]:
-    if given is None:
-        return own
-    numbers = [value for value in given if isinstance(value, int | float)] if isinstance(given, list) else []
-    if len(numbers) != len(own) or (name == "std" and min(numbers) <= 0):
-        limit = ", each above 0" if name == "std" else ""
-        raise ConfigError(f"{name} = {given!r} is not a list of {len(own)} numbers{limit}", at=at, do="give one number for each channel, in the range [0, 1]")
-    return tuple(float(number) for number in numbers)
 
 
 plugin = ImageClassification

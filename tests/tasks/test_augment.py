@@ -127,7 +127,7 @@ def test_entries_are_names_or_tables():
 
 @pytest.mark.parametrize(
     "entry",
-    ["rotate", {"name": "crop", "pading": 2}, {"name": "noise", "std": 2.0}, {"name": "blur", "sigma": 0}, {"name": "crop", "padding": 0}],
+    ["rotate", {"name": "crop", "pad": 2}, {"name": "noise", "std": 2.0}, {"name": "blur", "sigma": 0}, {"name": "crop", "padding": 0}],
     ids=["unknown", "misspelt key", "std too large", "sigma 0", "padding 0"],
 )
 def test_unknown_entries_and_values_out_of_range_are_refused(entry):

@@ -153,31 +153,6 @@ def test_arguments_of_the_configuration_win_over_the_names(digits):
     assert (spec.arguments["depth"], spec.arguments["width"], spec.arguments["shortcut"]) == (20, 0.5, "pad")
 
 
-def test_mean_and_std_may_be_given_for_weights_that_were_trained_with_others(digits):
-    spec = task().network_spec("resnet-8", {"mean": [0.5], "std": [0.25]}, digits, at="x")
-
-    assert (spec.mean, spec.std) == ((0.5,), (0.25,))
-    assert {"mean", "std"}.isdisjoint(spec.arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mean": [0.5, 0.5, 0.5]}, "mean = [0.5, 0.5, 0.5] is not a list of 1 numbers"),
-        ({"mean": 0.5}, "mean = 0.5 is not a list of 1 numbers"),
-        ({"mean": ["a"]}, "mean = ['a'] is not a list of 1 numbers"),
-        ({"std": [0.0]}, "std = [0.0] is not a list of 1 numbers, each above 0"),
-    ],
-    ids=["three for one channel", "no list", "no number", "std 0"],
-)
-def test_mean_and_std_that_do_not_fit_are_refused(digits, arguments, message, problem):
-    told = problem(lambda: task().network_spec("resnet-8", arguments, digits, at="[teacher] arguments"))
-
-    assert told.message == message
-    assert told.at == "[teacher] arguments"
-    assert told.do == "give one number for each channel, in the range [0, 1]"
-
-
 FACTORIES = """
 import torch
 from torch import nn
@@ -249,11 +224,11 @@ def test_a_factory_that_cannot_be_used_is_told(digits, factories, factory, messa
 
 
 def test_an_argument_that_a_built_in_network_does_not_know_is_told(digits, problem):
-    spec = task().network_spec("resnet-8", {"widht": 2}, digits, at="kdpipe.toml:12")
+    spec = task().network_spec("resnet-8", {"wide": 2}, digits, at="kdpipe.toml:12")
 
     told = problem(lambda: build_network(spec, stream(0, "init"), at="kdpipe.toml:12"))
 
-    assert "unexpected keyword argument 'widht'" in told.message
+    assert "unexpected keyword argument 'wide'" in told.message
     assert told.at == "kdpipe.toml:12"
     assert told.do
 

@@ -75,16 +75,15 @@ def test_names_are_those_of_the_pretrained_files(depth, shared_data):
 
 @pytest.fixture
 def cifar10_test(shared_data):
-    """CIFAR-10 with 1,000 of its test images as every split: the pretrained networks bring their own statistics."""
+    """CIFAR-10 with 1,000 of its test images as every split, and the statistics that the pretrained networks were trained with."""
     source = cifar10.load(shared_data, name="cifar10")
     rows = numpy_stream(0, "subset").permutation(10_000)[:1000]
     split = RowsSplit(source.test.samples, rows, source.test.labels[rows])
-    return DataSplits("cifar10", source.classes, source.test.samples.shape, split, split, split, "", (0.5,) * 3, (0.25,) * 3)
+    return DataSplits("cifar10", source.classes, source.test.samples.shape, split, split, split, "", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_the_pretrained_resnet_20_is_as_good_as_it_is_known_to_be(cifar10_test, shared_data):
-    arguments = {"shortcut": "pad", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    spec = ImageClassification(data="cifar10").network_spec("resnet-20", arguments, cifar10_test, at="[teacher]")
+    spec = ImageClassification(data="cifar10").network_spec("resnet-20", {"shortcut": "pad"}, cifar10_test, at="[teacher]")
     module = build_network(spec, stream(0, "init")).module
     load_weights_(module, shared_data / "pretrained" / "cifar10-resnet20.safetensors")
     module.eval()
