@@ -73,9 +73,8 @@ def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]
         drops = [_clean_drop(results.teacher, file) for file in tail.files] + elsewhere
         verdicts.append(_verdict("clean_drop", target, budgets.clean_drop, "points", drops, worst=max))
     if budgets.robust_accuracy is not None:
-        verdicts.append(
-            _verdict("robust_accuracy", target, budgets.robust_accuracy, "%", [_robust_accuracy(file) for file in tail.files] + elsewhere, worst=min)
-        )
+        accuracies = [_robust_accuracy(file) for file in tail.files] + elsewhere
+        verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", accuracies, worst=min))
     if budgets.size_kb is not None:
         sizes = [_Measured(file.card.size_bytes / 1000, f"the file in {file.name}") for file in tail.files]
         verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", sizes, worst=max))

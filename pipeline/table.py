@@ -41,13 +41,14 @@ def summary_table(build: BuildResult) -> Table:
     """The rows as a rich table, readable from 80 columns on: no colour carries a meaning of its own."""
     rows = summary_rows(build)
     attacks = {row["attack"] for row in rows if row["attack"]}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", title_justify="left")
+    attack = attacks.pop() if len(attacks) == 1 else "attacked"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("model", no_wrap=True, overflow="ellipsis")
-    table.add_column("size kB", justify="right", no_wrap=True)
-    table.add_column("clean %", justify="right", no_wrap=True)
-    table.add_column(attacks.pop() + " %" if len(attacks) == 1 else "attacked %", justify="right", no_wrap=True)
-    table.add_column("corrupted %", justify="right", no_wrap=True)
-    table.add_column("p50 / p90 ms", justify="left", min_width=12)
+    table.add_column("size\nkB", justify="right", no_wrap=True)
+    table.add_column("clean\n% [95 % interval]", justify="right", no_wrap=True)
+    table.add_column(f"{attack}\n%", justify="right", no_wrap=True)
+    table.add_column("corrupted\n%", justify="right", no_wrap=True)
+    table.add_column("p50 / p90\nms", min_width=13)
     target: str | None = None
     for row in rows:
         if row["target"] != target:
@@ -114,7 +115,7 @@ def _json(figure: Figure) -> dict[str, Any]:
 def _cells(row: Row) -> tuple[str, ...]:
     name = row["model"] if row["runtime"] is None else f"{row['model']} {row['runtime'].split()[0]}"
     return (
-        f"  {name}" if row["target"] else name,
+        f" {name}" if row["target"] else name,
         f"{row['size_bytes'] / 1000:,.1f}",
         _accuracy(row["clean"], with_interval=True),
         _accuracy(row["attacked"]),
@@ -133,5 +134,5 @@ def _accuracy(figure: dict[str, Any], *, with_interval: bool = False) -> str:
 def _latency_cell(row: Row) -> str:
     if row["p50_ms"] is None:
         return row["latency_reason"] or ""
-    p90 = f"{row['p90_ms']:.3g}" if row["p90_ms"] is not None else "not claimable"
+    p90 = f"{row['p90_ms']:.3g}" if row["p90_ms"] is not None else "-"
     return f"{row['p50_ms']:.3g} / {p90}"

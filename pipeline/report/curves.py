@@ -36,20 +36,18 @@ def line_chart(
     title: str,
     x_axis: str,
     y_axis: str,
-    y_high: float | None = 100.0,
     mark_x: float | None = None,
     mark_label: str = "",
     mark_low: bool = False,
 ) -> Markup:
-    """The curves (each with at least one point) over y from 0 to `y_high` (None: to the largest value), whiskers for intervals, legend below.
+    """The curves (each with at least one point) over y from 0 to 100, whiskers for intervals, legend below.
 
     `mark_x`: where a vertical line is drawn, its label at the top, or at the bottom where the curves rise (`mark_low`).
     """
     xs = [p.x for curve in curves for p in curve.points]
-    top_value = y_high if y_high is not None else max(p.high for curve in curves for p in curve.points) * 1.05 or 1.0
     low_x, high_x = min(xs), max(xs)
     x = Scale(low_x, high_x if high_x > low_x else low_x + 1, LEFT, WIDTH - RIGHT)
-    y = Scale(0, top_value, TOP + HEIGHT, TOP)
+    y = Scale(0, 100, TOP + HEIGHT, TOP)
     parts: list[str] = [label(0, 12, y_axis, class_="axis")]
     for tick in y.ticks(5):
         parts += [line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"), label(LEFT - 6, y(tick) + 4, f"{tick:g}", anchor="end")]

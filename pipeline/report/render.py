@@ -107,6 +107,11 @@ class Page:
         return [(anchor, title) for anchor, (title, there) in shown.items() if there]
 
     @property
+    def doubts(self) -> tuple[tuple[Judged, MaskingCheck], ...]:
+        """The masking checks that did not pass; they come first in `masking`."""
+        return tuple(pair for pair in self.masking if not pair[1].passed)
+
+    @property
     def has_nodes(self) -> bool:
         """Whether a runtime explained itself."""
         return any(tail.nodes for tail in self.targets)
