@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx.numpy_helper
 import pytest
 import safetensors.numpy
+from onnx import TensorProto, helper
 
 from kdpipe.foundation.files import write_bytes, write_json, write_text
 from kdpipe.foundation.networks import InputContract, NetworkSpec
@@ -69,7 +72,7 @@ class BuildFolder:
             folder = self.root / "store" / name
             folder.mkdir(parents=True)
             stage, _, target = name.partition("@")
-            identity: dict[str, Any] = {"data": "ab" * 32, "tools": {"torch": "2.13.0"}}
+            identity: dict[str, Any] = {"data": "ab" * 32, "code": {}, "tools": {"torch": "2.13.0"}, "threads": 1}
             results[name] = StepResult(Step(name, stage, target or None, f"{len(results):02x}" * 32, identity), folder, "built", seconds, 400_000_000)
             return folder
 
@@ -82,7 +85,11 @@ class BuildFolder:
             self._export(step(f"export@{target}", 2.5))
             self._score_files(step(f"score-export@{target}", 4.0), self.runtimes(target))
             write_text(step(f"bench@{target}", 12.0) / "bench.json", self._bench(target).model_dump_json(indent=2))
-        config = {"project": {"name": self.name, "seed": 0}, "task": {"kind": "image-classification", "data": "digits"}, "distill": {"objective": "rslad"}}
+        config = {
+            "project": {"name": self.name, "seed": 0},
+            "distill": {"objective": "rslad", "attack": {"epsilon": 0.1}},
+            "targets": {target: {"profile": {"name": target, "runtimes": [{"name": "onnxruntime"}]}} for target in self.targets},
+        }
         return BuildResult(self.root, self.name, config, "kdpipe build", self.targets, results)
 
     def runtimes(self, target: str) -> tuple[str, ...]:
@@ -181,7 +188,26 @@ class BuildFolder:
         write_text(folder / ANSWERS_FILE, examples.model_dump_json(indent=2))
 
     def _export(self, folder: Path) -> None:
-        pass
+        """A real model: each class's logit is ten times the mean of its row of pixels, so that the brightest row wins."""
+        rows = np.kron(np.eye(8, 10, dtype=np.float32), np.full((8, 1), 10 / 8, np.float32))  # 64 pixels to 10 classes; two never win
+        nodes = [helper.make_node("Flatten", ["input"], ["flat"]), helper.make_node("MatMul", ["flat", "rows"], ["logits"])]
+        graph = helper.make_graph(
+            nodes,
+            "rows",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+            [onnx.numpy_helper.from_array(rows, "rows")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        write_bytes(folder / "model.onnx", model.SerializeToString())
+        write_json(
+            folder / "contract.json",
+            {
+                "inputs": [{"name": "input", "shape": ["batch", 1, 8, 8], "type": "float32", "low": 0.0, "high": 1.0}],
+                "outputs": [{"name": "logits", "shape": ["batch", 10], "type": "float32"}],
+                "labels": list(self.labels),
+            },
+        )
 
     def _bench(self, target: str) -> Bench:
         if target not in self.measured:
