@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+SYSCTL = "/usr/sbin/sysctl"
 
 # kernel's flag (x86 `flags`, ARM `Features`) -> our name
 _X86_FLAGS = {
@@ -76,7 +77,7 @@ def _with_vnni(sets: set[str]) -> frozenset[str]:
 
 def _sysctl(key: str) -> str | None:
     try:
-        answer = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, timeout=5, check=False)
+        answer = subprocess.run([SYSCTL, "-n", key], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None  # no answer is "not known to have it"
     return answer.stdout.strip() if answer.returncode == 0 else None

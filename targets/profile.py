@@ -33,14 +33,14 @@ def _specifier(value: str) -> str:
     try:
         SpecifierSet(value)
     except InvalidSpecifier as error:
-        raise ValueError(f"{value!r} is not a version range such as '>=1.22,<2'") from error
+        raise ValueError("not a version range such as '>=1.22,<2'") from error
     return value
 
 
 def _instruction_set(value: str) -> str:
     if value not in NAMES:
         near = difflib.get_close_matches(value, NAMES, n=1)
-        raise ValueError(f"unknown instruction set {value!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(NAMES))}"))
+        raise ValueError("unknown instruction set" + (f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(NAMES))}"))
     return value
 
 
@@ -102,7 +102,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
     instruction_sets: InstructionNeeds = Field(default_factory=InstructionNeeds)
     scheme: Scheme
     variants: dict[str, Variant] = Field(default_factory=dict)
-    opset: int = Field(18, ge=13, description="opset of the exported file; per-channel Q/DQ needs 13")
+    opset: int = Field(19, ge=13, description="opset of the exported file; per-channel Q/DQ needs 13, ONNX's reference evaluation of Q/DQ 19")
     opset_range: tuple[int, int] = Field((13, 20), description="lowest and highest opset that the target takes")
     batch: Literal["dynamic", "static"] = "dynamic"
     static_batch: int = Field(1, ge=1, description="the batch size of a static file")
@@ -196,7 +196,7 @@ def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = Non
     try:
         return Profile.model_validate(keys)
     except ValidationError as error:
-        raise ConfigError.gather([_problem(details, path) for details in error.errors()]) from error
+        raise ConfigError.gather([_problem(details, path) for details in _causes(error.errors())]) from error
 
 
 def host_architecture() -> str:
@@ -242,6 +242,12 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the errors that only follow from one further in: a list with a bad item also counts as too short."""
+    places = [error["loc"] for error in errors]
+    return [error for error in errors if not any(place[: len(error["loc"])] == error["loc"] != place for place in places)]
 
 
 def _problem(details: ErrorDetails, path: Path) -> Problem:

@@ -1,0 +1,50 @@
+import pytest
+
+from kdpipe.targets.runtimes.runtime import open_session
+
+
+@pytest.fixture
+def explained(files, samples):
+    def explain(name: str):
+        with open_session("onnxruntime", files / name) as session:
+            return session.explain(samples)
+
+    return explain
+
+
+def test_a_fused_file_shows_integer_operators_and_what_the_float_file_fused(explained):
+    operators = {node.name: (node.operator, node.precision) for node in explained("u8.onnx").nodes}
+    assert {operators[name] for name in ("conv1", "conv2", "conv3")} == {("QLinearConv", "int8")}
+    assert operators["linear"] == ("QGemm", "int8")
+    assert ("Relu",) in {node.fused for node in explained("float.onnx").nodes if node.operator == "Conv"}
+
+
+def test_quantizers_between_layer_and_activation_are_named_as_what_was_not_fused(explained):
+    explanation = explained("s8.onnx")
+    leftover = next(finding for finding in explanation.findings if "not fused into a layer" in finding)
+    assert "Quantize" in leftover
+    assert any(node.operator == "Relu" and node.precision == "float32" for node in explanation.nodes)
+
+
+def test_a_layer_between_leftover_quantizers_counts_as_float_and_is_named(explained):
+    explanation = explained("s8.onnx")
+    float_layers = [node for node in explanation.nodes if node.operator == "Conv"]
+    assert float_layers, "this ONNX Runtime fuses everything here: the test needs another file"
+    assert explanation.int8_share == 1 - len(float_layers) / 4
+    assert all("run in float" in node.note for node in float_layers)
+    assert any(float_layers[0].name in finding and "run in float" in finding for finding in explanation.findings)
+
+
+def test_inserted_transposes_are_counted(explained):
+    assert any("only change the memory layout" in finding for finding in explained("s8.onnx").findings)
+
+
+def test_the_quantizers_at_both_ends_are_no_reproach(explained):
+    assert not any("not fused" in finding for finding in explained("u8-one.onnx").findings)
+
+
+def test_threads_are_set_and_deterministic_computing_is_on(files):
+    with open_session("onnxruntime", files / "u8.onnx", threads=2) as session:
+        options = session._loaded.handle.get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads, options.use_deterministic_compute) == (2, 1, True)
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"

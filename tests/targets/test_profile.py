@@ -1,0 +1,213 @@
+import pytest
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.targets.profile import load_profile, profile_names
+
+AVX2 = frozenset({"x86-64", "avx2"})
+VNNI = AVX2 | {"vnni"}
+ARM = frozenset({"aarch64", "asimd"})
+
+
+@pytest.fixture
+def own(tmp_path):
+    def write(text: str):
+        path = tmp_path / "board.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def problems(path, **options):
+    with pytest.raises(ConfigError) as caught:
+        load_profile(path, at="kdpipe.toml:3", **options)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def test_four_profiles_ship():
+    assert profile_names() == ["arm", "cpu", "gpu", "npu"]
+
+
+def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
+    scheme = load_profile("cpu", at="test").scheme_for(None)
+    assert (scheme.activation_signed, scheme.weight_bits, scheme.weight_granularity) == (False, 7, "per-channel")
+    assert 2 * (2**scheme.activation_bits - 1) * (2 ** (scheme.weight_bits - 1) - 1) < 2**15
+
+
+@pytest.mark.parametrize("name", ["arm", "gpu"])
+def test_arm_and_gpu_files_are_signed_symmetric_per_channel_and_static(name):
+    profile = load_profile(name, at="test")
+    scheme = profile.scheme_for(None)
+    assert (scheme.activation_signed, scheme.activation_symmetric, scheme.weight_granularity) == (True, True, "per-channel")
+    assert (profile.batch, profile.static_batch) == ("static", 1)
+
+
+def test_the_npu_file_is_static_and_travels_as_ir_compiled_on_the_device():
+    profile = load_profile("npu", at="test")
+    assert (profile.batch, profile.formats, profile.compile_on) == ("static", ("onnx", "openvino-ir"), "device")
+
+
+def test_every_shipped_profile_takes_its_own_opset_and_that_of_per_channel_quantization(shipped):
+    low, high = shipped.opset_range
+    assert 13 <= low <= shipped.opset <= high
+
+
+def test_the_vnni_variant_has_full_weights_and_another_digest():
+    default, vnni = (load_profile("cpu", at="test", variant=variant) for variant in (None, "vnni"))
+    assert (default.chosen_scheme.weight_bits, vnni.chosen_scheme.weight_bits) == (7, 8)
+    assert default.digest != vnni.digest
+
+
+def test_a_variant_for_a_device_that_lacks_its_instructions_is_refused():
+    profile = load_profile("cpu", at="test", variant="vnni")
+    assert profile.scheme_for(VNNI).weight_bits == 8
+    with pytest.raises(ConfigError) as caught:
+        profile.scheme_for(AVX2)
+    (problem,) = caught.value.problems
+    assert problem.message == "variant 'vnni' needs vnni, which the device does not have"
+    assert problem.at == "profile cpu"
+    assert problem.do is not None
+    assert "'default'" in problem.do
+
+
+def test_instruction_sets_of_another_architecture_decide_nothing():
+    assert load_profile("arm", at="test").scheme_for(AVX2).activation_signed
+    assert load_profile("cpu", at="test", variant="vnni").scheme_for(ARM).weight_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "sets", "exact"),
+    [
+        ("cpu", None, AVX2, True),
+        ("cpu", "vnni", AVX2, False),
+        ("cpu", "vnni", VNNI, True),
+        ("arm", None, AVX2, False),
+        ("arm", None, VNNI, True),
+        ("arm", None, ARM, True),
+    ],
+    ids=["cpu on avx2", "vnni on avx2", "vnni on vnni", "arm on avx2", "arm on vnni", "arm on arm"],
+)
+def test_a_profile_says_where_its_file_is_exact(name, variant, sets, exact):
+    assert load_profile(name, at="test", variant=variant).exact_on(sets) is exact
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "reason"),
+    [
+        ("cpu", AVX2, None),
+        ("cpu", frozenset({"x86-64"}), "not measured: this host lacks avx2"),
+        ("arm", ARM, None),
+        ("arm", AVX2, "not measured: no device (the target is aarch64, this host is not)"),
+        ("gpu", VNNI, "not measured: no device (the target computes on TensorRT, this host measures its CPU only)"),
+        ("npu", VNNI, "not measured: no device (the target computes on NPU, this host measures its CPU only)"),
+    ],
+    ids=["cpu on avx2", "cpu on old x86", "arm on arm", "arm on x86", "gpu", "npu"],
+)
+def test_a_profile_says_why_a_host_cannot_measure_it(name, sets, reason):
+    assert load_profile(name, at="test").why_not_measurable(sets) == reason
+
+
+def test_an_extended_profile_keeps_what_it_does_not_name(own):
+    path = own('extends = "arm"\ntitle = "my board"\n[scheme]\nweight_bits = 6\n[bench]\nseconds = 12.0\n')
+    profile, arm = load_profile(path, at="test"), load_profile("arm", at="test")
+    assert (profile.name, profile.title, profile.scheme.weight_bits, profile.bench.seconds) == ("board", "my board", 6, 12.0)
+    assert (profile.scheme.activation_signed, profile.runtimes, profile.bench.threads) == (True, arm.runtimes, arm.bench.threads)
+
+
+def test_profiles_extend_files_beside_them(own, tmp_path):
+    (tmp_path / "base.toml").write_text('extends = "arm"\nstatic_batch = 2\n')
+    assert load_profile(own('extends = "base.toml"\nopset = 17\n'), at="test").static_batch == 2
+
+
+def test_the_digest_follows_the_content_and_not_the_place(own, tmp_path):
+    first = load_profile(own('extends = "arm"\n'), at="test")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "board.toml").write_text('# a comment\nextends = "arm"\n')
+    assert load_profile(other / "board.toml", at="test").digest == first.digest
+    assert load_profile(own('extends = "arm"\nopset = 17\n'), at="test").digest != first.digest
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_one_and_its_line(own):
+    path = own('extends = "arm"\n[scheme]\nweight_bitts = 7\n')
+    (problem,) = problems(path)
+    assert problem.message == "unknown key 'weight_bitts' in [scheme]"
+    assert problem.at == f"{path}:3"
+    assert problem.do == "did you mean 'weight_bits'?"
+
+
+def test_a_misspelt_key_at_the_top_is_answered_too(own):
+    path = own('extends = "arm"\nopsett = 18\n')
+    (problem,) = problems(path)
+    assert (problem.message, problem.at, problem.do) == ("unknown key 'opsett' in the profile", f"{path}:2", "did you mean 'opset'?")
+
+
+FAULTY = """extends = "arm"
+opset = 9
+[bench]
+seconds = -1.0
+[instruction_sets]
+needs = ["asimdq"]
+[[runtimes]]
+name = "onnxruntime"
+versions = "1.22 or so"
+"""
+
+
+def test_all_problems_of_a_profile_come_at_once(own):
+    path = own(FAULTY)
+    found = problems(path)
+    assert [problem.at for problem in found] == [f"{path}:{line}" for line in (9, 6, 2, 4)]
+    said = "\n".join(map(str, found))
+    assert "versions = '1.22 or so': not a version range" in said
+    assert "needs = 'asimdq': unknown instruction set, did you mean 'asimd" in said
+    assert "opset = 9: Input should be greater than or equal to 13" in said
+    assert "seconds = -1.0: Input should be greater than 0" in said
+
+
+def test_a_missing_key_is_named(own):
+    path = own('title = "bare"\ndevice_class = "arm-cpu"\n[scheme]\n')
+    (problem,) = problems(path)
+    assert (problem.message, problem.at) == ("missing key 'runtimes' in the profile", str(path))
+    assert problem.do is not None
+    assert "extends" in problem.do
+
+
+def test_an_unknown_profile_is_answered_with_the_nearest_name():
+    (problem,) = problems("amr")
+    assert (problem.message, problem.at) == ("unknown target profile 'amr'", "kdpipe.toml:3")
+    assert problem.do == "did you mean 'arm'? profiles that ship: arm, cpu, gpu, npu; your own: a path that ends in .toml"
+
+
+def test_a_missing_profile_file_is_named(tmp_path):
+    (problem,) = problems(tmp_path / "nowhere.toml")
+    assert "nowhere.toml" in problem.message
+    assert (problem.at, problem.do) == ("kdpipe.toml:3", "check the path; it is relative to the file that names it")
+
+
+def test_a_profile_that_is_not_toml_is_named_with_the_parser_s_words(own):
+    path = own("opset = = 18\n")
+    (problem,) = problems(path)
+    assert problem.message.startswith("profile is not valid TOML:")
+    assert "line 1" in problem.message
+    assert (problem.at, problem.do) == (str(path), "mend the line that the message names")
+
+
+def test_profiles_that_extend_each_other_are_refused(own, tmp_path):
+    (tmp_path / "other.toml").write_text('extends = "board.toml"\n')
+    (problem,) = problems(own('extends = "other.toml"\n'))
+    assert problem.message == "profiles extend each other: board.toml → other.toml → board.toml"
+    assert problem.at == str(tmp_path / "other.toml")
+    assert problem.do == "remove one of the 'extends'"
+
+
+def test_extends_that_is_no_name_is_refused(own):
+    path = own("extends = 3\n")
+    (problem,) = problems(path)
+    assert (problem.message, problem.at, problem.do) == ("extends = 3 is not a name", str(path), 'write extends = "arm" or a path that ends in .toml')
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones(own):
+    (problem,) = problems("cpu", variant="vnnni")
+    assert "unknown variant 'vnnni'; known: default, vnni" in problem.message
