@@ -15,6 +15,7 @@ DEFAULT_KEEP_DAYS = 7.0
 
 _BUILDS = "builds"
 _SHARED = "-"  # the builds that stop before any target
+_GOING = "removed-"
 _DAY_SECONDS = 86_400.0
 
 
@@ -75,10 +76,12 @@ def removable(store: Store, *, keep_days: float) -> list[Removal]:
 
 def collect(store: Store, *, keep_days: float) -> list[Removal]:
     """Remove what `removable` lists and return it; what another build works on is left alone."""
+    for left in store.home.glob(f"{_GOING}*"):  # of a removal that was killed
+        shutil.rmtree(left)
     removed = []
     for lock, removal in _removable(store, keep_days):
         if lock is not None and store.locked(lock):
-            continue
+            continue  # a build is at it
         with told_disk_errors(removal.folder):
             _remove(removal.folder, store.home)
         removed.append(removal)
@@ -108,7 +111,7 @@ def _used(store: Store) -> set[str]:
 
 def _remove(folder: Path, home: Path) -> None:
     """Renamed out of sight first, so that a kill leaves nothing half-removed where it would be looked for."""
-    gone = home / f"removed-{folder.name}"
+    gone = home / f"{_GOING}{folder.name}"
     folder.rename(gone)
     shutil.rmtree(gone)
 

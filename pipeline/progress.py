@@ -96,7 +96,7 @@ class TerminalProgress(AbstractContextManager["TerminalProgress"]):
 
     def say(self, message: str) -> None:
         """One line above the bars."""
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
