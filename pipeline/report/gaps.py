@@ -59,10 +59,10 @@ def _of_target(tail: TargetResults) -> Iterator[tuple[str, str]]:
     for runtime, reason in tail.unavailable.items():
         yield f"accuracy of the int8 file for {tail.name} in {runtime}", reason
     if tail.bench is None:
-        yield f"latency, memory and start on {tail.name}", "no bench was run"
+        yield f"latency, start, memory and node precision on {tail.name}", "no bench was run"
         return
     if tail.bench.not_measured is not None:
-        yield f"latency, memory and start on {tail.name}", tail.bench.not_measured
+        yield f"latency, start, memory and node precision on {tail.name}", tail.bench.not_measured
     for latency in tail.bench.latencies:
         yield from _of_latency(latency, tail.name)
     yield from _of_device(tail.bench, tail.name)

@@ -23,7 +23,7 @@ from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonP
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
 from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
-from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, Percentile, Start
+from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, NoiseCheck, Percentile, Start
 
 N = 540
 TINY_PROJECT = Path(__file__).with_name("tiny_project.py")
@@ -245,8 +245,15 @@ class BuildFolder:
         starts = tuple(
             Start(model=model, runtime=ORT, load_ms=12.0, first_inference_ms=1.4, peak_memory_bytes=91_000_000) for model in ("int8", "float", "teacher")
         )
+        noise = (NoiseCheck(runtime=ORT, batch=1, threads=1, ratio=Percentile(value_ms=1.003, low_ms=0.991, high_ms=1.014)),)
         return Bench(
-            target=target, device=device, latencies=latencies, starts=starts, explanations=(explanation,), warnings=("the clock changed by 8 % during the run",)
+            target=target,
+            noise=noise,
+            device=device,
+            latencies=latencies,
+            starts=starts,
+            explanations=(explanation,),
+            warnings=("the clock changed by 8 % during the run",),
         )
 
 

@@ -105,7 +105,7 @@ def test_a_target_s_report_shows_that_target_alone(build_folder: Any) -> None:
 def test_what_was_not_measured_is_listed_with_its_reason(build_folder: Any) -> None:
     text = _page(build_folder, "arm", p90_ms=1.0).text
     section = text[text.index("What was not measured, and why") :]
-    assert "not measured: no device budget p90_ms of arm; latency, memory and start on arm" in section
+    assert "not measured: no device budget p90_ms of arm; latency, start, memory and node precision on arm" in section
     assert "no black-box attack was asked for" in section
 
 
