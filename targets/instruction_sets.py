@@ -28,7 +28,7 @@ _X86_FLAGS = {
     "amx_int8": "amx-int8",
     "amx_bf16": "amx-bf16",
 }
-_ARM_FLAGS = {"asimd": "asimd", "asimdhp": "asimdhp", "asimddp": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2", "sme": "sme"}
+_ARM_FLAGS = {"asimd": "asimd", "asimdhp": "asimdhp", "asimddp": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2"}
 _MAC_KEYS = {
     "hw.optional.AdvSIMD": "asimd",
     "hw.optional.arm.FEAT_FP16": "asimdhp",

@@ -1,0 +1,122 @@
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdpipe.targets.devices import agent
+from kdpipe.targets.devices.agent import PROTOCOL, Meter
+
+SOURCE = Path(agent.__file__)
+
+
+def ask(command: str, request: object) -> tuple[int, list[dict], str]:
+    answer = subprocess.run([sys.executable, str(SOURCE), command], input=json.dumps(request), capture_output=True, text=True, timeout=120, check=False)
+    return answer.returncode, [json.loads(line) for line in answer.stdout.splitlines()], answer.stderr
+
+
+def test_the_agent_is_written_in_python_3_8():
+    ast.parse(SOURCE.read_text(), feature_version=(3, 8))
+
+
+def test_the_agent_needs_the_standard_library_numpy_and_its_runtime_alone():
+    imported = set()
+    for node in ast.walk(ast.parse(SOURCE.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.split(".")[0] for name in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "openvino"}
+
+
+def test_probe_tells_the_machine_in_one_line_and_ends():
+    code, lines, _ = ask("probe", {})
+    assert (code, [line["kind"] for line in lines]) == (0, ["facts", "done"])
+    facts = lines[0]
+    assert facts["protocol"] == PROTOCOL
+    assert facts["cores"] == agent.usable_cores() >= 1
+    assert facts["memory_bytes"] > 2**20
+    assert set(facts["runtimes"]) >= {"python", "numpy", "onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize(
+    ("command", "request_", "said"),
+    [("start", {"inputs": "/nowhere.npy"}, "FileNotFoundError"), ("dance", {}, "KeyError: 'dance'"), ("bench", {}, "KeyError: 'comparisons'")],
+    ids=["no input file", "unknown command", "incomplete request"],
+)
+def test_what_goes_wrong_is_told_in_a_line_and_by_the_status(command, request_, said):
+    code, lines, _ = ask(command, request_)
+    assert code == 1
+    assert lines[-1]["kind"] == "failure"
+    assert said in lines[-1]["message"]
+
+
+NOISY = """
+import importlib.util, os, sys
+
+spec = importlib.util.spec_from_file_location("agent", sys.argv[1])
+agent = sys.modules["agent"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(agent)
+quiet_facts = agent.facts
+
+def facts():
+    os.write(1, b"BANNER")  # as native code prints, past sys.stdout
+    return quiet_facts()
+
+agent.facts = facts
+sys.argv = ["agent", "probe"]
+sys.exit(agent.main())
+"""
+
+
+def test_a_runtime_s_own_printing_does_not_reach_the_answers():
+    answer = subprocess.run([sys.executable, "-c", NOISY, str(SOURCE)], input="{}", capture_output=True, text=True, timeout=60, check=False)
+    assert [json.loads(line)["kind"] for line in answer.stdout.splitlines()] == ["facts", "done"]
+    assert "BANNER" in answer.stderr
+
+
+def test_bench_measures_every_model_in_equally_many_windows(files, samples, tmp_path):
+    np.save(tmp_path / "inputs.npy", samples)
+    models = [{"name": name, "path": str(files / f"{name}.onnx")} for name in ("u8", "float")]
+    comparison = {"id": "c", "runtime": "onnxruntime", "threads": 1, "batch": 4, "hint": "latency", "inputs": str(tmp_path / "inputs.npy"), "models": models}
+    request = {"comparisons": [comparison], "seconds": 0.05, "runs": 64, "windows": 5, "window_seconds": 0.005, "warmup_seconds": 0.5, "limit_seconds": 20}
+    code, lines, _ = ask("bench", request)
+    assert (code, [line["kind"] for line in lines]) == (0, ["hello", "windows", "windows", "comparison", "done"])
+    windows = {line["model"]: line["ns"] for line in lines if line["kind"] == "windows"}
+    assert len(windows["u8"]) == len(windows["float"]) >= 5
+    for own in windows.values():
+        assert sum(map(len, own)) >= 64
+        assert all(isinstance(ns, int) and ns > 0 for window in own for ns in window)
+    assert set(lines[3]["warm"]) == {"u8", "float"}
+
+
+def test_a_window_gives_real_inputs_in_turn_and_does_not_count_its_first_run():
+    seen = []
+    meter = Meter("m", lambda batch: seen.append(int(batch[0])), [np.array([index]) for index in range(3)], window_seconds=0.001)
+    taken = meter.window()
+    assert (len(taken), len(seen)) == (1, 2)
+    meter.medians_ns[-1] = 1e6 / 4  # as if a run took a quarter of the window
+    assert len(meter.window()) == 4
+    assert seen == [0, 1, 2, 0, 1, 2, 0]
+    assert meter.runs_total == 5
+
+
+@pytest.mark.parametrize(("medians", "warm"), [([9, 5, 5], False), ([9, 5.0, 5.1, 5.2], True), ([9, 5, 5, 6], False), ([5, 5, 5], False)])
+def test_warm_is_three_windows_in_a_row_within_five_per_cent_after_the_first(medians, warm):
+    meter = Meter("m", lambda batch: batch, [np.zeros(1)], window_seconds=0.001)
+    meter.medians_ns = list(medians)
+    assert meter.warm() is warm
+
+
+def test_batches_are_distinct_samples_and_wrap_around_a_small_split():
+    samples = np.arange(10)
+    assert [list(batch) for batch in agent._batches(samples, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert list(agent._batches(samples, 12)[0]) == [*range(10), 0, 1]
+
+
+def test_the_cpu_is_named_from_the_kernel_s_text():
+    assert agent._cpu_name("model name\t: AMD EPYC\ncpu family\t: 26\nmodel\t: 2\n") == "AMD EPYC (cpu family 26, model 2)"
+    assert agent._flags("flags : b a\nflags : a\n") == ["a"]
