@@ -1,0 +1,160 @@
+"""Broken defences are flagged by the checks that are made for them; an honest network is not flagged at all."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdpipe.foundation.predictor import TorchPredictor
+from kdpipe.robustness.attacks.method import asked, parse_attack
+from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.robustness.crafting import craft
+from kdpipe.robustness.evaluation import Questions, Subject, judge
+from kdpipe.robustness.masking import checks_of_file, checks_of_network
+from kdpipe.robustness.samples import stratified
+
+EPSILON = 0.15
+NOISE = "attacks are no weaker than random noise"
+CLEAN = "accuracy under attack is not above clean accuracy"
+ITERATIVE = "many steps are no weaker than one"
+BLACK_BOX = "a black-box attack finds no more than the others"
+HUGE = "accuracy falls to chance at a huge epsilon"
+GRADIENT = "gradients reach the input"
+REPEAT = "equal questions get equal answers"
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class Rounding(Wrapped):
+    """Input squeezed to three grey levels: the gradient of rounding is zero."""
+
+    def forward(self, x):
+        return self.network((x * 2).round() / 2)
+
+
+class Detached(Wrapped):
+    """No gradient at all: the graph is cut."""
+
+    def forward(self, x):
+        return self.network(x.detach())
+
+
+class Saturated(Wrapped):
+    """Logits so large that float32 softmax is exactly 0 and 1."""
+
+    def forward(self, x):
+        return self.network(x) * 1e4
+
+
+class Noisy(Wrapped):
+    """Random noise on every question."""
+
+    def forward(self, x):
+        return self.network(x + 0.2 * torch.randn_like(x))
+
+
+def checks(network, samples, *, methods=("fgsm", "pgd-10"), square="square-200", norm="linf", epsilon=EPSILON):
+    chosen = stratified(samples.labels, 120, seed=0)
+    questions = Questions(attacked=chosen, curve=chosen[:0], black_box=chosen, corrupted=chosen[:0], corruptions=(), batch_size=128, seed=0)
+    predictor = TorchPredictor(network)
+    with quiet(network):
+        replays = []
+        for name in (*methods, *([square] if square else [])):
+            method = parse_attack(name, norm=norm, epsilon=epsilon, at="here")
+            replays.append(craft(method, name, network, samples, chosen, crafted_on="itself", seed=0, batch_size=128))
+        judgement = judge(predictor, samples, questions, Subject("student", "network", 0), replays=replays)
+        return {check.name: check for check in checks_of_network(network, predictor, samples, questions, judgement, replays)}, judgement
+
+
+def failed(found):
+    return {name for name, check in found.items() if check.passed is False}
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", EPSILON), ("l2", 0.6)])
+def test_an_honestly_trained_network_is_not_flagged(robust_net, unseen, norm, epsilon):
+    found, judgement = checks(robust_net, unseen, norm=norm, epsilon=epsilon)
+    assert all(check.passed for check in found.values()), found
+    assert len(found) == 7
+    assert judgement.scorecard.robust.value > 40  # there is robustness to be wrong about
+    assert judgement.scorecard.clean.value > 90
+
+
+@pytest.mark.parametrize(
+    ("defence", "flagged"),
+    [
+        (Rounding, {NOISE, BLACK_BOX, HUGE, GRADIENT}),
+        (Detached, {NOISE, BLACK_BOX, HUGE, GRADIENT}),
+        (Saturated, {BLACK_BOX, HUGE, GRADIENT}),
+        (Noisy, {REPEAT}),
+    ],
+    ids=["rounded", "detached", "saturated", "random"],
+)
+def test_a_broken_defence_is_flagged(robust_net, unseen, defence, flagged):
+    torch.manual_seed(0)
+    found, _ = checks(defence(robust_net), unseen)
+    assert flagged <= failed(found), found
+
+
+def test_a_model_that_attacks_make_better_is_flagged(robust_net, unseen):
+    class Helped(Wrapped):
+        """Right only where the image was touched."""
+
+        def forward(self, x):
+            touched = ((x * 16 - (x * 16).round()).abs() > 1e-4).flatten(1).any(1)
+            logits = self.network(x)
+            return torch.where(touched[:, None], logits, -logits)
+
+    found, judgement = checks(Helped(robust_net), unseen)
+    assert CLEAN in failed(found)
+    assert judgement.scorecard.robust.value <= judgement.scorecard.clean.value  # and yet no figure of robustness exceeds the clean one
+
+
+def test_steps_that_get_lost_are_flagged(robust_net, unseen):
+    class OneStep(Wrapped):
+        """A true gradient at the samples alone, whose values are multiples of 1/16; a reversed one everywhere else."""
+
+        def forward(self, x):
+            at_sample = ((x * 16 - (x * 16).round()).abs() < 1e-4).flatten(1).all(1).reshape(-1, 1, 1, 1)
+            return self.network(torch.where(at_sample, x, 2 * x.detach() - x))
+
+    found, _ = checks(OneStep(robust_net), unseen)
+    assert ITERATIVE in failed(found)
+
+
+def test_what_was_not_run_is_not_passed(robust_net, unseen):
+    found, _ = checks(robust_net, unseen, methods=("pgd-3",), square=None)
+    assert found[ITERATIVE].passed is None
+    assert "needs a one-step attack (fgsm)" in found[ITERATIVE].detail
+    assert found[BLACK_BOX].passed is None
+    assert found[BLACK_BOX].detail == "no black-box attack was run"
+
+
+def test_a_file_that_replays_do_not_fit_is_flagged(robust_net, unseen):
+    """Adversarial samples of a network that has nothing to do with the file: the black box finds what they do not."""
+    torch.manual_seed(1)
+    stranger = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)
+    chosen = stratified(unseen.labels, 120, seed=0)
+    questions = Questions(attacked=chosen, curve=chosen[:0], black_box=chosen, corrupted=chosen[:0], corruptions=(), batch_size=128, seed=0)
+    predictor = TorchPredictor(robust_net)
+
+    def found(source):
+        pgd = parse_attack("pgd-10", norm="linf", epsilon=EPSILON, at="here")
+        replays = [craft(pgd, "pgd-10", source, unseen, chosen, crafted_on="twin", seed=0, batch_size=64)]
+        square = parse_attack("square-200", norm="linf", epsilon=EPSILON, at="here")
+        replays.append(craft(square, "square-200", asked(predictor), unseen, chosen, crafted_on="file", seed=0, batch_size=64, start=replays[0].x_adv))
+        judgement = judge(predictor, unseen, questions, Subject("int8", "file", 0), replays=replays)
+        return {check.name: check for check in checks_of_file(predictor, unseen, questions, judgement, replays)}
+
+    assert failed(found(stranger)) == {NOISE, BLACK_BOX}
+    assert failed(found(robust_net)) == set()
+
+
+def test_details_tell_numbers_and_n(robust_net, unseen):
+    found, _ = checks(robust_net, unseen)
+    assert all("n = 120" in check.detail for check in found.values())
+    assert "at ε = 0.5, at most 25.0 % is expected" in found[HUGE].detail
+    assert np.isfinite(float(found[REPEAT].detail.split()[5].rstrip(",")))
