@@ -41,7 +41,7 @@ class ProjectConfig(BaseModel, extra="forbid", frozen=True):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the project and of its folder in dist/; default: the folder's name"
     )
-    seed: int = Field(0, ge=0, le=2**62, description="every random draw of the build follows from it")
+    seed: int = Field(0, ge=0, le=1_000_000_000, description="every random draw of the build follows from it")
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch threads; default: the physical cores. Another number gives another order of sums and so other last digits"
     )
