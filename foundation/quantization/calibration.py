@@ -17,17 +17,14 @@ from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer, activ
 Method = Literal["minmax", "percentile", "mse"]
 Look = Callable[[str, Tensor], None]
 
-PERCENTILE = 99.99
-"""Share of the values, in per cent, that stay in the range on each side."""
-
 _BINS = 2048
 _SHARES = torch.linspace(1.0, 0.3, 36)  # of the extremes, tried by "mse"
 
 
-def calibrate_(twin: nn.Module, batches: Iterable[Tensor], method: Method = "minmax") -> None:
-    """Set the range of every activation quantizer in `twin` from `batches` of raw inputs, (n, *shape); they are read twice unless by "minmax".
+def calibrate_(twin: nn.Module, batches: Iterable[Tensor], method: Method = "minmax", *, percentile: float = 99.99) -> None:
+    """Set the range of every activation quantizer in `twin` from `batches` of raw inputs, (n, *shape).
 
-    The twin's mode is kept. Raises ConfigError without any batch, or when an activation is not finite.
+    `percentile`: share of the values, in per cent, that "percentile" keeps on each side. The twin's mode is kept. Raises ConfigError without any batch, or when an activation is not finite.
     """
     samples = list(batches)
     if not samples:
@@ -58,7 +55,7 @@ def calibrate_(twin: nn.Module, batches: Iterable[Tensor], method: Method = "min
         if name not in extremes:  # called nowhere: its module is not part of the graph any more
             continue
         low, high = extremes[name]
-        chosen_low, chosen_high = _chosen_range(quantizer, low, high, histograms.get(name), method)
+        chosen_low, chosen_high = _chosen_range(quantizer, low, high, histograms.get(name), method, percentile)
         quantizer.set_range_(float(low), float(high), float(chosen_low), float(chosen_high))
 
 
@@ -96,19 +93,21 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             each.training = training
 
 
-def _chosen_range(quantizer: ActivationQuantizer, low: Tensor, high: Tensor, histogram: Tensor | None, method: Method) -> tuple[Tensor, Tensor]:
+def _chosen_range(
+    quantizer: ActivationQuantizer, low: Tensor, high: Tensor, histogram: Tensor | None, method: Method, percentile: float
+) -> tuple[Tensor, Tensor]:
     if histogram is None or bool(low == high):
         return low, high
     if method == "percentile":
-        return _percentile_range(low, high, histogram)
+        return _percentile_range(low, high, histogram, percentile)
     return _least_error_range(quantizer, low, high, histogram)
 
 
-def _percentile_range(low: Tensor, high: Tensor, histogram: Tensor) -> tuple[Tensor, Tensor]:
+def _percentile_range(low: Tensor, high: Tensor, histogram: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     share = torch.cumsum(histogram, 0) / histogram.sum()
     edges = torch.linspace(float(low), float(high), _BINS + 1)
-    below = int(torch.searchsorted(share, 1 - PERCENTILE / 100))
-    above = int(torch.searchsorted(share, PERCENTILE / 100))
+    below = int(torch.searchsorted(share, 1 - percentile / 100))
+    above = int(torch.searchsorted(share, percentile / 100))
     return edges[below], edges[min(above + 1, _BINS)]
 
 

@@ -46,7 +46,11 @@ class _QuantizeDequantize(nn.Module):
             self.register_buffer("out_scale", out_scale)
             self.register_buffer("out_zero_point", out_zero_point.to(self.dtype))
         if self.narrow:  # QuantizeLinear saturates at 8 bits: narrower types are clipped before it
-            qmin, qmax = (-(2 ** (scheme.activation_bits - 1)), 2 ** (scheme.activation_bits - 1) - 1) if scheme.activation_signed else (0, 2**scheme.activation_bits - 1)
+            qmin, qmax = (
+                (-(2 ** (scheme.activation_bits - 1)), 2 ** (scheme.activation_bits - 1) - 1)
+                if scheme.activation_signed
+                else (0, 2**scheme.activation_bits - 1)
+            )
             self.low = float((qmin - zero_point) * scale)
             self.high = float((qmax - zero_point) * scale)
 

@@ -1,0 +1,168 @@
+"""Quantization for one target: calibrated (post-training), then fine-tuned with fake quantization by the student's own objective.
+
+The attack of a robust objective runs inside, on the twin. The better of both on the validation split becomes the artifact; the calibrated one is kept
+beside it in `ptq/`. Source: Jacob et al. 2018 (arXiv:1712.05877), section 3, with the choices of `docs/quantization.md`.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from torch import nn
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.foundation.files import write_json
+from kdpipe.foundation.networks import Network, load_network, save_network
+from kdpipe.foundation.quantization.engine import calibrate_, freeze, freeze_observers_, plan_of, prepare
+from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.stages.checkpoint import remove_checkpoints
+from kdpipe.stages.objectives.configured import ConfiguredObjective
+from kdpipe.stages.objectives.objective import Objective, RobustObjective
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.training import CHECKPOINTS, History, SelectBy, TrainingConfig, train, write_history
+from kdpipe.stages.validation import Validation, validate
+from kdpipe.targets.profile import Profile
+from kdpipe.tasks.data.batches import batches
+
+VERSION = 1
+TOOLS = ("torch", "safetensors", "numpy")
+
+PTQ_FOLDER = "ptq"
+QUANTIZATION_FILE = "quantization.json"
+SHARP_DROP = 0.10
+"""Clean validation accuracy, as a share, that training may lose against calibration before the stage stops."""
+
+_BATCH = 256
+
+
+class QatConfig(TrainingConfig, extra="forbid", frozen=True):
+    """`[qat]`: how the twin is calibrated and fine-tuned. Objective and attack are those of `[distill]`."""
+
+    epochs: int = Field(5, ge=0, description="passes over the training split; 0: calibrate only")
+    learning_rate: float = Field(
+        0.005, gt=0, allow_inf_nan=False, description="highest learning rate of the schedule; a tenth of distillation's is a good start"
+    )
+    batch_norm: Literal["live", "folded"] = Field(
+        "live", description="live: BatchNorms normalise in training and are folded at the end; folded: before, fragile at high learning rates"
+    )
+    frozen_share: float = Field(1 / 3, ge=0, le=1, description="share of the epochs, at the end, in which ranges and BatchNorm statistics stay fixed")
+    calibration_samples: int | None = Field(None, ge=1, description="training samples for calibration; absent: the target profile's number")
+    calibration_method: Literal["minmax", "percentile", "mse"] | None = Field(None, description="how ranges are found; absent: the target profile's method")
+    objective: ConfiguredObjective | None = Field(None, description="filled in from [distill]")
+
+
+class Outcome(BaseModel, extra="forbid", frozen=True):
+    """`quantization.json`: validation figures before, after calibration and after fine-tuning (None where there was none), and which was kept."""
+
+    scheme: Scheme
+    calibration_samples: int
+    calibration_method: str
+    select_by: SelectBy
+    float_network: Validation
+    ptq: Validation
+    qat: Validation | None
+    kept: Literal["ptq", "qat"]
+
+
+def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
+    """The artifact folder with the frozen twin of the network in `prune`, and the calibrated one in `ptq/`."""
+    profile, objective = inputs.profile, config.objective
+    assert profile is not None, "qat is a step of a target"
+    assert objective is not None or config.epochs == 0, "the pipeline fills the objective in"
+    student = load_network(inputs.artifacts["prune"])
+    twin = prepare(student.module, profile.chosen_scheme, batch_norm=config.batch_norm)
+    samples = _calibrated_(twin, inputs, config, profile, context)
+    ptq = _finished(student, twin)
+    save_network(ptq, context.folder / PTQ_FOLDER)
+    judge = _Judge(inputs, config, context, objective)
+    before, calibrated = judge(student.module), judge(ptq.module)
+    context.progress.say(f"calibrated on {samples} training samples: validation {_told(calibrated)} (float: {_told(before)})")
+    kept, tuned, histories = ptq, None, ()
+    if objective is not None and config.epochs > 0:
+        history = _fine_tune_(twin, student, objective, inputs, config, context)
+        qat = _finished(student, twin)
+        tuned, histories = judge(qat.module), (history,)
+        _require_no_collapse(calibrated, tuned, config)
+        kept = qat if judge.rank(tuned) >= judge.rank(calibrated) else ptq
+        context.progress.say(f"fine-tuned: validation {_told(tuned)}; kept: {'fine-tuned' if kept is qat else 'calibrated only, it is better on validation'}")
+    save_network(kept, context.folder)
+    write_history(context.folder, *histories)
+    outcome = Outcome(
+        scheme=profile.chosen_scheme,
+        calibration_samples=samples,
+        calibration_method=config.calibration_method or profile.calibration.method,
+        select_by=judge.select_by,
+        float_network=before,
+        ptq=calibrated,
+        qat=tuned,
+        kept="ptq" if kept is ptq else "qat",
+    )
+    write_json(context.folder / QUANTIZATION_FILE, outcome.model_dump(mode="json"))
+    remove_checkpoints(context.folder / CHECKPOINTS)
+    return context.folder
+
+
+def _calibrated_(twin: nn.Module, inputs: Inputs, config: QatConfig, profile: Profile, context: Context) -> int:
+    """Set the twin's ranges from training samples drawn at random; how many there were."""
+    split = inputs.data.train
+    wanted = config.calibration_samples or profile.calibration.samples
+    chosen = numpy_stream(context.seed, "qat/calibration").permutation(len(split))[:wanted]
+    samples = (batch.x for batch in batches(split, _BATCH, limit=chosen))
+    calibrate_(twin, samples, config.calibration_method or profile.calibration.method, percentile=profile.calibration.percentile)
+    return len(chosen)
+
+
+def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs: Inputs, config: QatConfig, context: Context) -> History:
+    teacher = load_network(inputs.artifacts["teacher"]) if objective.needs_teacher else None
+    fixed_from = config.epochs - math.floor(config.epochs * config.frozen_share)
+
+    def before_epoch(epoch: int) -> None:
+        if epoch >= fixed_from:
+            freeze_observers_(twin)
+
+    live = Network(student.spec.model_copy(update={"quantization": plan_of(twin)}), twin)
+    return train(live, objective, teacher, inputs, config, context, label="qat", before_epoch=before_epoch)
+
+
+def _finished(student: Network, twin: nn.Module) -> Network:
+    frozen = freeze(twin)
+    return Network(student.spec.model_copy(update={"quantization": plan_of(frozen)}), frozen)
+
+
+class _Judge:
+    """Validation figures of any of the three networks on equal terms, and their order."""
+
+    def __init__(self, inputs: Inputs, config: QatConfig, context: Context, objective: Objective | None) -> None:
+        self._inputs, self._config, self._seed = inputs, config, context.seed
+        attack = objective.attack if isinstance(objective, RobustObjective) else None
+        self.select_by: SelectBy = config.select_by or ("clean" if attack is None else "balanced")
+        self._attack: Attack | None = attack if self.select_by != "clean" else None
+
+    def __call__(self, module: nn.Module) -> Validation:
+        return validate(module, self._inputs.data.validation, _BATCH, self._attack, self._config.validation_attack_samples, self._seed, "qat")
+
+    def rank(self, validation: Validation) -> tuple[float, float]:
+        """As in training: the chosen accuracy; where equal, the lower loss."""
+        clean, robust = validation.clean_accuracy, validation.robust_accuracy
+        if self.select_by == "clean" or robust is None:
+            return clean, -validation.loss
+        return (robust if self.select_by == "robust" else (clean + robust) / 2), -validation.loss
+
+
+def _require_no_collapse(calibrated: Validation, tuned: Validation, config: QatConfig) -> None:
+    if calibrated.clean_accuracy - tuned.clean_accuracy <= SHARP_DROP:
+        return
+    live = "" if config.batch_norm == "live" else "set batch_norm = 'live', or "
+    raise ConfigError(
+        f"quantization-aware training fell from {calibrated.clean_accuracy:.1%} (calibrated) to {tuned.clean_accuracy:.1%} on validation",
+        at="[qat]",
+        do=f"{live}lower learning_rate (now {config.learning_rate:g}, try {config.learning_rate / 5:.2g}), or set epochs = 0 to keep the calibrated network",
+    )
+
+
+def _told(validation: Validation) -> str:
+    robust = "" if validation.robust_accuracy is None else f", under attack {validation.robust_accuracy:.1%}"
+    return f"{validation.clean_accuracy:.1%}{robust}"
