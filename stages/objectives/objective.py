@@ -7,8 +7,8 @@ An objective is one file with one frozen model whose fields are its configuratio
   and in its buffers whatever must survive a resume), `around` wraps the whole step (adversarial weight perturbation).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.pgd import maximise
 from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.stages.folding import Pair, folded
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Step:
 
     `x`: the batch as the student gets it, augmented, values in the data's raw range; `labels`, `indices`: (batch,) int64, the
     indices those of the training split. `augmented`: whether `x` differs from the samples in the data. `progress`: share of
-    the training that is done, in [0, 1]. Draw from `generator` alone.
+    the training that is done, in [0, 1]. `foldable`: the student's BatchNorms that need not run during an attack. Draw from `generator` alone.
     """
 
     x: Tensor
@@ -70,6 +71,7 @@ class Step:
     auxiliary: nn.Module | None = None
     augmented: bool = True
     progress: float = 0.0
+    foldable: tuple[Pair, ...] = ()
     _targets: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -152,9 +154,13 @@ class RobustObjective(Objective):
         return self
 
     def worst_case(self, step: Step, loss_per_sample: Callable[[Tensor], Tensor]) -> Tensor:
-        """The batch moved within the attack's ball so that `loss_per_sample` of the student's logits is high; without a graph.
-
-        Student in evaluation mode and without weight gradients meanwhile, both restored.
-        """
-        with quiet(step.student):
+        """The batch moved within the attack's ball so that `loss_per_sample` of the student's logits is high; without a graph."""
+        with under_attack(step):
             return maximise(step.x, lambda x_adv: loss_per_sample(step.student(x_adv)), self.attack, step.generator)
+
+
+@contextmanager
+def under_attack(step: Step) -> Iterator[None]:
+    """The student as an attack sees it: evaluation mode, no weight gradients, BatchNorm folded where it can be; all restored after."""
+    with quiet(step.student), folded(step.foldable):
+        yield

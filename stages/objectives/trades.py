@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 
 from kdpipe.robustness.attacks.attack import Attack
-from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.stages.objectives.divergence import kl, kl_per_sample
-from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
+from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, under_attack, weighted
 from kdpipe.stages.schedule import Scheduled, Weight
 
 
@@ -37,7 +36,7 @@ class Trades(RobustObjective):
 
     def loss(self, step: Step) -> Loss:
         """Both terms at this point of the training."""
-        with quiet(step.student), torch.no_grad():
+        with under_attack(step), torch.no_grad():
             prediction = step.student(step.x)
         x_adv = self.worst_case(step, lambda logits: kl_per_sample(prediction, logits))
         clean = step.student(step.x)
