@@ -49,7 +49,7 @@ def test_no_arguments_show_the_help() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["biuld"], "No such command 'biuld'"),
+        (["buildit"], "No such command 'buildit'"),
         (["build", "--nope"], "No such option: --nope"),
         (["cache"], "Missing command"),
         (["cache", "gc", "--keep-days", "x"], "Invalid value for '--keep-days'"),

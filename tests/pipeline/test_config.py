@@ -234,9 +234,9 @@ class Mine(Kd):
     (tmp_path / "my_objectives.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     text = PROJECT.replace('objective = "rslad"', 'objective = "my_objectives:Mine"').replace(
-        'robust_share = 0.5\n\n[distill.attack]\nnorm = "linf"\nepsilon = 0.1', "weigth = 1.0\ntemperature = 0.0"
+        'robust_share = 0.5\n\n[distill.attack]\nnorm = "linf"\nepsilon = 0.1', "weigt = 1.0\ntemperature = 0.0"
     )
     unknown, cold = _problems(tiny, text)
-    assert (unknown.message, unknown.at) == ("unknown key 'weigth' in [distill]", "kdpipe.toml:15")
+    assert (unknown.message, unknown.at) == ("unknown key 'weigt' in [distill]", "kdpipe.toml:15")
     assert unknown.do == "did you mean 'weight'? keys of [distill]: epochs, label_share, objective, temperature, weight"
     assert (cold.message, cold.at) == ("temperature = 0.0 is not above 0", "kdpipe.toml:16")
