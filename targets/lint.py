@@ -21,6 +21,7 @@ from kdpipe.targets.profile import Profile
 
 _COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "Tanh", "Gelu"}
+_CARRIERS = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Identity"}  # what is quantized before them is so behind them
 _OWN_DOMAINS = {"", "ai.onnx"}
 
 
@@ -59,6 +60,12 @@ class _Graph:
     def made_by(self, value: str) -> str:
         """The operator that makes the value; empty for inputs and constants."""
         return self.producer[value].op_type if value in self.producer else ""
+
+    def is_dequantized(self, value: str) -> bool:
+        """Whether the value comes from int8, perhaps through operators that only move it."""
+        while self.made_by(value) in _CARRIERS:
+            value = self.producer[value].input[0]
+        return self.made_by(value) == "DequantizeLinear"
 
     def quantizers(self) -> Iterator[Any]:
         """The QuantizeLinear nodes of activations; their partners are judged by `_pairs`."""
@@ -217,7 +224,7 @@ def _weight_axis(node: Any, source: Any, weight: npt.NDArray[Any], scale: npt.ND
 def _placement(graph: _Graph, profile: Profile) -> Iterator[LintFinding]:
     for node in graph.nodes:
         if node.op_type in _COMPUTE and node.op_type not in profile.keep_float:
-            float_inputs = [value for value in node.input[:2] if graph.made_by(value) != "DequantizeLinear"]
+            float_inputs = [value for value in node.input[:2] if not graph.is_dequantized(value)]
             if float_inputs:
                 reason = f"{node.op_type} runs in float: {', '.join(map(repr, float_inputs))} is not dequantized from int8"
                 yield LintFinding(

@@ -159,6 +159,17 @@ def test_layers_that_were_not_quantized_are_named(files):
     assert "'input', 'conv1.weight'" in found[0].reason
 
 
+def test_a_layer_behind_a_flatten_counts_as_quantized(edited):
+    def skip(model: onnx.ModelProto) -> None:
+        """The linear layer takes flatten's output without the second pair of quantizers."""
+        flatten, linear = node_of(model, "Flatten"), node_of(model, "Gemm")
+        for node in [node for node in model.graph.node if node.output[0] in (linear.input[0], "q_QuantizeLinear_Output")]:
+            model.graph.node.remove(node)
+        linear.input[0] = flatten.output[0]
+
+    assert lint(edited("u8.onnx", skip), CPU) == ()
+
+
 def test_quantizers_without_their_partner_are_named(edited):
     def cut(model: onnx.ModelProto) -> None:
         last = node_of(model, "DequantizeLinear", "logits")
