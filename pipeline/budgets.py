@@ -5,15 +5,13 @@ A budget that cannot be checked is not met: it says why, and the build ends with
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult
+from kdpipe.pipeline.steps import Verdict as Verdict
 from kdpipe.robustness.intervals import paired_difference
-
-State = Literal["met", "missed", "not checkable"]
 
 
 class Budgets(BaseModel, extra="forbid", frozen=True):
@@ -27,19 +25,6 @@ class Budgets(BaseModel, extra="forbid", frozen=True):
     )
     size_kb: float | None = Field(None, gt=0, description="size of the int8 file in kB (1000 bytes)")
     p90_ms: float | None = Field(None, gt=0, description="90th percentile of the latency at batch 1 on the target's device, in ms; the upper 95 % bound counts")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One budget of one target. `bound`: the measured bound that was compared with `limit`, None where there is none; `reason` in words."""
-
-    name: str
-    target: str
-    limit: float
-    unit: str
-    bound: float | None
-    state: State
-    reason: str
 
 
 def check_budgets(build: BuildResult, budgets: Mapping[str, Budgets]) -> tuple[Verdict, ...]:

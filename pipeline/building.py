@@ -124,12 +124,15 @@ def _build(
 
 
 def _finished(result: BuildResult, config: "Config", store: Store, progress: "Progress", *, whole: bool) -> BuildResult:
-    """The result with verdicts, bundles and report; of a build that stopped early there is nothing to hand out."""
-    if not whole:
-        return result
+    """The result with rows, verdicts, bundles and report; of a build that stopped early there is nothing to hand out but the rows."""
     from kdpipe.pipeline.budgets import check_budgets, exit_code
     from kdpipe.pipeline.bundle import write_bundle
     from kdpipe.pipeline.report.render import write_report
+    from kdpipe.pipeline.table import summary_rows
+
+    result = replace(result, rows=tuple(summary_rows(result)))
+    if not whole:
+        return result
 
     verdicts = check_budgets(result, {name: target.budgets for name, target in config.targets.items()})
     result = replace(result, verdicts=verdicts, exit_code=exit_code(verdicts))

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -280,7 +280,7 @@ def _build_json(result: "BuildResult") -> dict[str, Any]:
             }
             for name, it in result.results.items()
         ],
-        "rows": _rows(result),
+        "rows": list(result.rows),
         "budgets": [asdict(verdict) for verdict in result.verdicts],
         "bundles": {target: str(path) for target, path in result.bundles.items()},
         "report": str(result.report) if result.report else None,
@@ -288,16 +288,10 @@ def _build_json(result: "BuildResult") -> dict[str, Any]:
     }
 
 
-def _rows(result: "BuildResult") -> list[Any]:
-    from kdpipe.pipeline.table import summary_rows
-
-    return list(summary_rows(result))
-
-
 def _show_build(result: "BuildResult") -> None:
-    from kdpipe.pipeline.table import summary_table
+    from kdpipe.pipeline.table import Row, table_of
 
-    _print_table(summary_table(result))
+    _print_table(table_of(cast("list[Row]", result.rows)))
     for verdict in result.verdicts:
         print(f"budget {verdict.name} of {verdict.target}: {verdict.state} (limit {verdict.limit:g} {verdict.unit}): {verdict.reason}")
     for target, path in result.bundles.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 from kdpipe.foundation.errors import KdpipeError
 from kdpipe.foundation.files import canonical_json
-from kdpipe.pipeline.steps import BuildResult, Step, StepResult
+from kdpipe.pipeline.steps import BuildResult, Step, StepResult, Verdict
 from kdpipe.pipeline.store import HOME, Store
 
 MEMO_FILE = "memo.json"
@@ -103,6 +103,7 @@ def remember(store: Store, key: str, watched: Watch, build: BuildResult, written
         ],
         "bundles": {target: str(path) for target, path in build.bundles.items()},
         "report": str(build.report) if build.report else None,
+        "rows": [dict(row) for row in build.rows],
         "verdicts": [asdict(verdict) for verdict in build.verdicts],
         "exit_code": build.exit_code,
     }
@@ -132,8 +133,6 @@ def _holds(memo: Mapping[str, Any], project: Path) -> bool:
 
 
 def _build(memo: Mapping[str, Any], store: Store, project: Path) -> BuildResult | None:
-    from kdpipe.pipeline.budgets import Verdict
-
     results = {}
     for entry in memo["steps"]:
         if store.damage(entry["fingerprint"], thorough=False) is not None:
@@ -151,6 +150,7 @@ def _build(memo: Mapping[str, Any], store: Store, project: Path) -> BuildResult 
         command=memo["command"],
         targets=tuple(memo["targets"]),
         results=results,
+        rows=tuple(memo["rows"]),
         verdicts=tuple(Verdict(**verdict) for verdict in memo["verdicts"]),
         bundles={target: Path(path) for target, path in memo["bundles"].items()},
         report=Path(memo["report"]) if memo["report"] else None,

@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from kdpipe.pipeline.budgets import Verdict
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,24 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """One budget of one target. `bound`: the measured bound that was compared with `limit`, None where there is none; `reason` in words."""
+
+    name: str
+    target: str
+    limit: float
+    unit: str
+    bound: float | None
+    state: Literal["met", "missed", "not checkable"]
+    reason: str
+
+
+@dataclass(frozen=True)
 class BuildResult:
     """A build that ran to its end. `results` by step name in order; `config`: the resolved configuration as JSON value.
 
-    What follows from the results, once it was written: the budgets' `verdicts`, each target's bundle, the report, and the command's exit code.
+    What follows from the results, once it is written: `rows` of the closing table (`table.Row`, JSON values), the budgets' `verdicts`,
+    each target's bundle, the report, and the command's exit code.
     """
 
     project: Path
@@ -46,7 +57,8 @@ class BuildResult:
     command: str
     targets: tuple[str, ...]
     results: Mapping[str, StepResult]
-    verdicts: "tuple[Verdict, ...]" = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     bundles: Mapping[str, Path] = field(default_factory=dict)
     report: Path | None = None
     exit_code: int = 0

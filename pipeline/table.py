@@ -1,16 +1,18 @@
 """The table a build ends with: every stage and every target in one row each; and the same rows for machines."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kdpipe.pipeline.results import Judged, Results, read_results
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.scorecard import AttackFigure, Figure
 from kdpipe.targets.measurements import Latency, Percentile
+
+if TYPE_CHECKING:
+    from kdpipe.pipeline.results import Judged, Results
 
 
 class Row(TypedDict):
@@ -33,13 +35,19 @@ class Row(TypedDict):
 
 def summary_rows(build: BuildResult) -> list[Row]:
     """The rows of `summary_table` as JSON values, in the same order."""
+    from kdpipe.pipeline.results import read_results  # it brings torch; a table of known rows does without
+
     results = read_results(build)
     return [_row(results, judged) for judged in results.judged]
 
 
 def summary_table(build: BuildResult) -> Table:
     """The rows as a rich table, readable from 80 columns on: no colour carries a meaning of its own."""
-    rows = summary_rows(build)
+    return table_of(summary_rows(build))
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """`summary_table` of rows that are known."""
     attacks = {row["attack"] for row in rows if row["attack"]}
     attack = attacks.pop() if len(attacks) == 1 else "attacked"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -64,7 +72,7 @@ def strongest_pgd(attacks: Sequence[AttackFigure]) -> AttackFigure | None:
     return max((attack for attack in attacks if attack.name.startswith("pgd")), key=lambda attack: (attack.steps, attack.restarts), default=None)
 
 
-def _row(results: Results, judged: Judged) -> Row:
+def _row(results: "Results", judged: "Judged") -> Row:
     card = judged.card
     attack = strongest_pgd(card.attacks)
     latency, reason = _latency(results, judged)
@@ -86,7 +94,7 @@ def _row(results: Results, judged: Judged) -> Row:
     )
 
 
-def _latency(results: Results, judged: Judged) -> tuple[Latency | None, str | None]:
+def _latency(results: "Results", judged: "Judged") -> tuple[Latency | None, str | None]:
     """The latency at batch 1 and the fewest threads of an int8 file, or why there is none; neither for what is not shipped."""
     if judged.target is None or judged.card.model != "int8":
         return None, None

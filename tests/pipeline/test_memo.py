@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from kdpipe.pipeline import memo
-from kdpipe.pipeline.budgets import Verdict
 from kdpipe.pipeline.memo import Watch, memo_key, recalled, remember, watch
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.runner import run_plan
-from kdpipe.pipeline.steps import BuildResult
+from kdpipe.pipeline.steps import BuildResult, Verdict
 from kdpipe.pipeline.store import Store
 
 COMMAND = "kdpipe build"
@@ -41,7 +40,8 @@ class Remembered:
         self.report.write_text("report")
         verdicts = (Verdict("size_kb", "cpu", 10.0, "kB", 12.0, "missed", "the file in onnxruntime"),)
         bundles = {"cpu": self.bundle}
-        self.build = BuildResult(project, "tiny", config.resolved, COMMAND, ("cpu",), results, verdicts, bundles, self.report, 3)
+        rows = ({"model": "teacher", "clean": {"value": 98.0}},)
+        self.build = BuildResult(project, "tiny", config.resolved, COMMAND, ("cpu",), results, rows, verdicts, bundles, self.report, 3)
 
     @property
     def key(self) -> str:
