@@ -6,7 +6,6 @@ Four ship in `targets/profiles/`; a user's own is a `.toml` with the same keys, 
 
 import difflib
 import hashlib
-import platform
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -20,7 +19,7 @@ from pydantic_core import ErrorDetails
 from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.files import canonical_json
 from kdpipe.foundation.quantization.scheme import Scheme
-from kdpipe.targets.instruction_sets import ARCHITECTURES, NAMES, probe
+from kdpipe.targets.instruction_sets import NAMES, probe
 
 SHIPPED = "kdpipe.targets.profiles"
 DEFAULT_VARIANT = "default"
@@ -197,12 +196,6 @@ def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = Non
         return Profile.model_validate(keys)
     except ValidationError as error:
         raise ConfigError.gather([_problem(details, path) for details in _causes(error.errors())]) from error
-
-
-def host_architecture() -> str:
-    """`x86-64`, `aarch64`, or the system's own word for something else."""
-    machine = platform.machine().lower()
-    return ARCHITECTURES.get(machine, machine)
 
 
 def _located(name: str, *, at: str) -> Path:

@@ -8,7 +8,6 @@ import psutil
 import pytest
 
 from kdpipe.foundation.errors import UnavailableError
-from kdpipe.targets.cold_start import cold_start
 from kdpipe.targets.devices import agent
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, Facts, ModelFile, StartRequest, Windows
@@ -130,17 +129,6 @@ def test_whoever_stops_reading_ends_the_process(replaced_agent):
     assert psutil.pid_exists(pid)
     messages.close()
     assert not psutil.pid_exists(pid)
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_cold_start_is_measured_in_a_process_that_is_not_this_one(runtime, files, inputs):
-    ballast = np.ones(40_000_000)  # 320 MB resident here must not count there
-    request = StartRequest(runtime=runtime, model=files / "u8.onnx", threads=1, batch=1, inputs=inputs)
-    start = cold_start(LocalDevice(), "int8", request, runtime_name=f"{runtime} x CPU", times=2)
-    assert (start.model, start.runtime) == ("int8", f"{runtime} x CPU")
-    assert start.load_ms > 0
-    assert start.first_inference_ms > 0
-    assert 10e6 < start.peak_memory_bytes < ballast.nbytes
 
 
 def test_the_agent_is_one_file_that_runs_from_anywhere(tmp_path):
