@@ -1,11 +1,12 @@
 """The one way to ask any model for its opinion: a torch network, a twin, a file in a runtime, a remote device."""
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -20,10 +21,12 @@ class Predictor(Protocol):
 class TorchPredictor:
     """A torch network as a `Predictor`: evaluation mode, no gradients; the network's mode is restored after each call."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: "nn.Module") -> None:
         self.network = network
 
     def __call__(self, batch: Float32Array) -> Float32Array:
+        import torch  # here, so that whoever runs files alone does not wait for it
+
         modes = {module: module.training for module in self.network.modules()}
         self.network.eval()
         try:
