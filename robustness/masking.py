@@ -26,6 +26,7 @@ HUGE_LINF = 0.5  # every pixel can be made grey: nothing is left to recognise
 _HUGE_STEPS = 10
 _SLACK_SHARE = 0.002  # AutoAttack's own alarm: 0.2 points (arXiv:2003.01690)
 _ZERO_GRADIENT_SHARE = 0.01
+_AGREED_SHARE = 0.98  # adversarial samples lie near the border, where one step of the last layer's grid decides
 _REPEAT_TOLERANCE = 1e-4  # relative; AutoAttack's alarm for randomised models
 
 
@@ -49,14 +50,17 @@ def checks_of_network(
     )
 
 
-def checks_of_file(predictor: Predictor, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]) -> tuple[MaskingCheck, ...]:
-    """The checks that need no gradient: for a file that is judged by replays and by a black box."""
+def checks_of_file(
+    predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]
+) -> tuple[MaskingCheck, ...]:
+    """The checks that need no gradient: for a file that is judged by replays and by a black box. `twin`: the network it was made from."""
     method = _strongest_method(replays)
     survived = _survived_white_box(judgement, replays, questions)
     return (
         no_weaker_than_noise(survived, _noise_survival(predictor, samples, questions, method)),
         not_above_clean(judgement, replays),
         black_box_no_better(judgement, replays, questions),
+        answers_as_twin(predictor, twin, samples, questions, replays),
         answers_repeat(predictor, samples, questions),
     )
 
@@ -103,6 +107,18 @@ def black_box_no_better(judgement: Judgement, replays: Sequence[Replay], questio
     felled = stood & ~judgement.survived[black[0].name, black[0].crafted_on]
     detail = f"{black[0].name} fells {int(felled.sum())} of the {int(stood.sum())} that the others leave, n = {len(stood)}"
     return MaskingCheck(name=name, passed=float(felled.mean()) <= _slack(len(felled)), detail=detail)
+
+
+def answers_as_twin(predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, replays: Sequence[Replay]) -> MaskingCheck:
+    """How often file and twin name the same class under the strongest replayed attack: replays say little of a file that differs from its twin."""
+    replay = next(replay for replay in replays if replay.method == _strongest_method(replays))
+    same = []
+    for begin in range(0, len(replay.x_adv), questions.batch_size):
+        x_adv = replay.x_adv[begin : begin + questions.batch_size]
+        same.append(predictor(x_adv).argmax(axis=1) == twin(x_adv).argmax(axis=1))
+    agreed = np.concatenate(same)
+    detail = f"{_percent(agreed)} equal classes on {replay.name} from {replay.crafted_on}, at least {100 * _AGREED_SHARE:g} % are needed, n = {len(agreed)}"
+    return MaskingCheck(name="the file answers as its twin under attack", passed=float(agreed.mean()) >= _AGREED_SHARE, detail=detail)
 
 
 def falls_at_huge_epsilon(left: BoolArray, epsilon: float, classes: int) -> MaskingCheck:

@@ -3,12 +3,12 @@
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -90,6 +90,12 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         if any(not 0 <= multiple <= 1000 for multiple in multiples):
             raise ValueError("multiples of epsilon lie in [0, 1000]")
         return tuple(sorted(set(multiples) - {0.0}))
+
+    @model_validator(mode="after")
+    def _epsilon_fits_the_norm(self) -> Self:
+        if self.norm == "linf" and self.epsilon is not None and self.epsilon > 1:
+            raise ValueError(f"epsilon = {self.epsilon:g} is not in (0, 1] for linf; 8/255 is 0.0314")
+        return self
 
     @property
     def strength(self) -> float:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import write_json
 from kdpipe.foundation.networks import load_network
-from kdpipe.foundation.predictor import Float32Array, Predictor
+from kdpipe.foundation.predictor import Float32Array, Predictor, TorchPredictor
 from kdpipe.robustness.attacks.method import Strongest, asked, margins
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.crafting import CurvePoint, Replay, craft, craft_curve
@@ -38,10 +39,11 @@ _SOURCES = {"score-qat": "twin", "score-prune": "pruned", "score-distill": "stud
 
 @dataclass(frozen=True)
 class File:
-    """One file to judge. `replays`, `curve`: the adversarial samples it has to stand."""
+    """One file to judge. `twin`: the network that it was made from; `replays`, `curve`: the adversarial samples it has to stand."""
 
     model: str
     path: Path
+    twin: nn.Module
     replays: Sequence[Replay]
     curve: Sequence[CurvePoint]
 
@@ -81,10 +83,11 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
 def _files(inputs: Inputs, config: EvaluateConfig, questions: Questions) -> list[File]:
     """The int8 file and, where the export has one, that of post-training quantization: with attacks on its own twin, made here."""
     export, artifacts = inputs.artifacts["export"], inputs.artifacts
-    found = {model: read_adversarial(artifacts[step], config, questions, model) for step, model in _SOURCES.items() if step in artifacts}
+    steps = {step: model for step, model in _SOURCES.items() if step in artifacts and config.attacks}
+    found = {model: read_adversarial(artifacts[step], config, questions, model) for step, model in steps.items()}
     replays = [replay for own, _ in found.values() for replay in own]
     curve = next((own for _, own in found.values()), [])
-    files = [File("int8", export / "model.onnx", replays, curve)]
+    files = [File("int8", export / "model.onnx", load_network(artifacts["qat"]).module, replays, curve)]
     if (export / "ptq.onnx").is_file():
         samples, twin = inputs.data.test, load_network(artifacts["qat"] / "ptq").module
         with quiet(twin):
@@ -94,7 +97,7 @@ def _files(inputs: Inputs, config: EvaluateConfig, questions: Questions) -> list
                 if config.attacks
                 else ()
             )
-        files.append(File("ptq", export / "ptq.onnx", own + replays, own_curve))
+        files.append(File("ptq", export / "ptq.onnx", twin, own + replays, own_curve))
     return files
 
 
@@ -109,7 +112,7 @@ def _judged(session: Session, file: File, samples: Samples, questions: Questions
     judgement = judge(session, samples, questions, subject, replays=replays, curve=file.curve)
     if not (config.masking and replays):
         return judgement
-    checks = checks_of_file(session, samples, questions, judgement, replays)
+    checks = checks_of_file(session, TorchPredictor(file.twin), samples, questions, judgement, replays)
     return Judgement(judgement.scorecard.model_copy(update={"masking": checks}), judgement.correct, judgement.survived)
 
 

@@ -20,6 +20,7 @@ ITERATIVE = "many steps are no weaker than one"
 BLACK_BOX = "a black-box attack finds no more than the others"
 HUGE = "accuracy falls to chance at a huge epsilon"
 GRADIENT = "gradients reach the input"
+TWIN = "the file answers as its twin under attack"
 REPEAT = "equal questions get equal answers"
 
 
@@ -141,16 +142,17 @@ def test_a_file_that_replays_do_not_fit_is_flagged(robust_net, unseen):
     questions = Questions(attacked=chosen, curve=chosen[:0], black_box=chosen, corrupted=chosen[:0], corruptions=(), batch_size=128, seed=0)
     predictor = TorchPredictor(robust_net)
 
-    def found(source):
+    def found(source, twin):
         pgd = parse_attack("pgd-10", norm="linf", epsilon=EPSILON, at="here")
         replays = [craft(pgd, "pgd-10", source, unseen, chosen, crafted_on="twin", seed=0, batch_size=64)]
         square = parse_attack("square-200", norm="linf", epsilon=EPSILON, at="here")
         replays.append(craft(square, "square-200", asked(predictor), unseen, chosen, crafted_on="file", seed=0, batch_size=64, start=replays[0].x_adv))
         judgement = judge(predictor, unseen, questions, Subject("int8", "file", 0), replays=replays)
-        return {check.name: check for check in checks_of_file(predictor, unseen, questions, judgement, replays)}
+        return {check.name: check for check in checks_of_file(predictor, TorchPredictor(twin), unseen, questions, judgement, replays)}
 
-    assert failed(found(stranger)) == {NOISE, BLACK_BOX}
-    assert failed(found(robust_net)) == set()
+    assert failed(found(stranger, robust_net)) == {NOISE, BLACK_BOX}
+    assert failed(found(robust_net, stranger)) == {TWIN}
+    assert failed(found(robust_net, robust_net)) == set()
 
 
 def test_details_tell_numbers_and_n(robust_net, unseen):
