@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
+from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
 
 
@@ -14,8 +15,8 @@ class At(RobustObjective):
 
     def loss(self, step: Step) -> Loss:
         """The cross-entropy on the attacked batch."""
-        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(logits.float(), step.labels, reduction="none"))
-        return weighted(adversarial=(1.0, F.cross_entropy(step.student(x_adv).float(), step.labels)))
+        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
+        return weighted(adversarial=(1.0, F.cross_entropy(widened(step.student(x_adv)), step.labels)))
 
 
 plugin = At

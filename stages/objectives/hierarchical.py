@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
+from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.hidden import output_shapes, stage_ends, watched
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
@@ -28,7 +29,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean squared difference of two outputs of equal shape; a scalar."""
-    return F.mse_loss(student.float(), teacher.float())
+    return F.mse_loss(widened(student), widened(teacher))
 
 
 class Hierarchical(Objective):
@@ -78,7 +79,7 @@ class Hierarchical(Objective):
         share = self.label_share.at(step.progress)
         return weighted(
             teacher=(1 - share, kd_loss(logits, target, self.temperature.at(step.progress))),
-            labels=(share, F.cross_entropy(logits.float(), step.labels)),
+            labels=(share, F.cross_entropy(widened(logits), step.labels)),
             hidden=(self.hidden_weight.at(step.progress), pairs(ours, theirs)),
         )
 
@@ -105,7 +106,7 @@ class LayerPairs(nn.Module):
 
 
 def _attention(maps: Tensor) -> Tensor:
-    return F.normalize(maps.float().square().sum(dim=1).flatten(1), dim=1)
+    return F.normalize(widened(maps).square().sum(dim=1).flatten(1), dim=1)
 
 
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

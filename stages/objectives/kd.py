@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdpipe.stages.objectives.divergence import kl
+from kdpipe.stages.objectives.divergence import kl, widened
 from kdpipe.stages.objectives.objective import Loss, Objective, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share
 
@@ -30,7 +30,7 @@ class Kd(Objective):
         share = self.label_share.at(progress)
         return weighted(
             teacher=(1 - share, kd_loss(student, teacher, self.temperature.at(progress))),
-            labels=(share, F.cross_entropy(student.float(), labels)),
+            labels=(share, F.cross_entropy(widened(student), labels)),
         )
 
 

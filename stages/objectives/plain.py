@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.objective import Loss, Objective, weighted
 
 
@@ -18,7 +19,7 @@ class Plain(Objective):
 
     def logit_loss(self, student: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Loss:
         """The cross-entropy; `teacher` is not looked at."""
-        return weighted(labels=(1.0, F.cross_entropy(student.float(), labels, label_smoothing=self.label_smoothing)))
+        return weighted(labels=(1.0, F.cross_entropy(widened(student), labels, label_smoothing=self.label_smoothing)))
 
 
 plugin = Plain

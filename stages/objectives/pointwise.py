@@ -4,13 +4,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.objective import Loss, Objective, weighted
 from kdpipe.stages.schedule import Scheduled, Share
 
 
 def centred(logits: Tensor) -> Tensor:
     """The logits in float32 with each row's mean removed, which no softmax can see; (batch, classes)."""
-    logits = logits.float()
+    logits = widened(logits)
     return logits - logits.mean(dim=1, keepdim=True)
 
 
@@ -28,7 +29,7 @@ class Pointwise(Objective):
         share = self.label_share.at(progress)
         return weighted(
             teacher=(1 - share, F.mse_loss(centred(student), centred(teacher.detach()))),
-            labels=(share, F.cross_entropy(student.float(), labels)),
+            labels=(share, F.cross_entropy(widened(student), labels)),
         )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 
 from kdpipe.robustness.attacks.attack import Attack
-from kdpipe.stages.objectives.divergence import kl, kl_per_sample
+from kdpipe.stages.objectives.divergence import kl, kl_per_sample, widened
 from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, under_attack, weighted
 from kdpipe.stages.schedule import Scheduled, Weight
 
@@ -41,7 +41,7 @@ class Trades(RobustObjective):
         x_adv = self.worst_case(step, lambda logits: kl_per_sample(prediction, logits))
         clean = step.student(step.x)
         return weighted(
-            labels=(1.0, F.cross_entropy(clean.float(), step.labels)),
+            labels=(1.0, F.cross_entropy(widened(clean), step.labels)),
             adversarial=(self.beta.at(step.progress), kl(clean, step.student(x_adv))),
         )
 

@@ -1,0 +1,127 @@
+"""Tiny networks, a small part of the handwritten digits, and a listener, for the tests of the stages."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from kdpipe.foundation.networks import Network, build_network
+from kdpipe.foundation.randomness import stream
+from kdpipe.stages.objectives.objective import Objective, Setting, Step, Teacher
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.tasks.data.splits import DataSplits, Split
+from kdpipe.tasks.image_classification import ImageClassification
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first `count` samples of a split."""
+
+    whole: Split
+    count: int
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.whole.labels[: self.count]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        assert len(indices) == 0 or indices.max() < self.count
+        return self.whole.read(indices)
+
+
+class Forbidden:
+    """A split that may not be touched."""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.fail(f"the test split was asked for {name}")
+
+
+@dataclass
+class Listener:
+    """A progress that keeps what it was told."""
+
+    said: list[str] = field(default_factory=list)
+
+    def __call__(self, items: Iterable[Any], label: str, *, total: int | None = None, unit: str = "batch") -> Iterable[Any]:
+        return items
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
+    """200 training and 100 validation digits; the test split may not be touched."""
+    data = ImageClassification(data="digits").load(tmp_path_factory.mktemp("digits"), seed=0)
+    return replace(data, train=Part(data.train, 200), validation=Part(data.validation, 100), test=Forbidden())
+
+
+@pytest.fixture
+def still_task() -> ImageClassification:
+    """A task without augmentation."""
+    return ImageClassification(data="digits", augment=())
+
+
+@pytest.fixture
+def inputs(digits: DataSplits, still_task: ImageClassification) -> Inputs:
+    return Inputs({}, digits, still_task)
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def context(tmp_path: Path, listener: Listener) -> Context:
+    return Context(folder=tmp_path, project=tmp_path, seed=0, threads=1, progress=listener)
+
+
+@pytest.fixture
+def tiny(digits: DataSplits, still_task: ImageClassification) -> Callable[..., Network]:
+    """`tiny(seed=0, width=0.25, depth=8)`: a small residual network for the digits, fresh."""
+
+    def make(seed: int = 0, width: float = 0.25, depth: int = 8) -> Network:
+        spec = still_task.network_spec(f"resnet-{depth}", {"width": width}, digits, at="test")
+        return build_network(spec, stream(seed, "tiny"))
+
+    return make
+
+
+@pytest.fixture
+def step_of(tiny: Callable[..., Network], digits: DataSplits) -> Callable[..., Step]:
+    """`step_of(objective, samples=8, …)`: a step on the first digits; the networks have settled BatchNorm statistics, the student is in training mode."""
+
+    def make(objective: Objective, *, samples: int = 8, seed: int = 0, student: torch.nn.Module | None = None, **changed: Any) -> Step:
+        x = torch.from_numpy(digits.train.read(np.arange(samples)))
+        labels = torch.from_numpy(digits.train.labels[:samples])
+        teacher = tiny(seed=1, width=0.5).module
+        student = tiny(seed=0).module if student is None else student
+        with torch.no_grad():
+            for module in (student, teacher):
+                module.train()
+                for _ in range(10):
+                    module(torch.from_numpy(digits.train.read(np.arange(64))))
+        teacher.eval().requires_grad_(False)
+        auxiliary = objective.auxiliary(Setting(student.eval(), (teacher,), x[:2], len(digits.train)))
+        student.train()
+        values: dict[str, Any] = {"x": x, "labels": labels, "indices": torch.arange(samples), "teachers": (Teacher(teacher),), "auxiliary": auxiliary}
+        return Step(student=student, generator=torch.Generator().manual_seed(seed), **{**values, **changed})
+
+    return make
