@@ -59,14 +59,12 @@ def read_onnx(content: bytes, *, at: str) -> ModelProto:
     return model
 
 
-def with_outputs(model: ModelProto, values: Sequence[str]) -> ModelProto:
-    """A copy of `model` whose outputs are `values` (float32, of any shape), in this order, then its own."""
+def with_output(model: ModelProto, value: str) -> ModelProto:
+    """A copy of `model` whose only output is its inner `value` (float32), of whatever shape."""
     result = ModelProto()
     result.CopyFrom(model)
-    own = list(result.graph.output)
     del result.graph.output[:]
-    result.graph.output.extend([onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in values])
-    result.graph.output.extend(own)
+    result.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
     return result
 
 
@@ -162,7 +160,9 @@ def _check(model: ModelProto, at: str = "the exported model") -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker and shape inference raise classes of their own extension modules
-        raise VerificationError(f"not a valid ONNX model: {_first_line(error)}", at=at, do="build the export stage again; if it repeats, report it as a defect") from error
+        raise VerificationError(
+            f"not a valid ONNX model: {_first_line(error)}", at=at, do="build the export stage again; if it repeats, report it as a defect"
+        ) from error
 
 
 @contextmanager

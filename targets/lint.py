@@ -51,6 +51,7 @@ class _Graph:
         for node in self.nodes:
             for value in node.input:
                 self.users.setdefault(value, []).append(node)
+        self.inputs = {value.name for value in model.graph.input} - self.constants.keys()
         self.outputs = {value.name for value in model.graph.output}
 
     def array(self, name: str) -> npt.NDArray[Any] | None:
@@ -248,8 +249,13 @@ def _pairs(graph: _Graph) -> Iterator[LintFinding]:
         if node.op_type == "DequantizeLinear" and node.input[0] not in graph.constants:
             if graph.made_by(node.input[0]) != "QuantizeLinear":
                 yield LintFinding(node=_name(node), rule="unpaired", reason="DequantizeLinear without QuantizeLinear before it", remedy=remedy)
-            elif not _same_parameters(graph, node, graph.producer[node.input[0]]):
+            elif not _quantizes_input(graph, node) and not _same_parameters(graph, node, graph.producer[node.input[0]]):
                 yield LintFinding(node=_name(node), rule="unpaired", reason="its scale or zero point is not that of its QuantizeLinear", remedy=remedy)
+
+
+def _quantizes_input(graph: _Graph, dequantizer: Any) -> bool:
+    """Whether it reads the quantized raw input, whose normalisation may be in the other scale (docs/decisions/input-normalisation.md)."""
+    return graph.producer[dequantizer.input[0]].input[0] in graph.inputs
 
 
 def _same_parameters(graph: _Graph, node: Any, other: Any) -> bool:

@@ -183,10 +183,18 @@ def test_quantizers_without_their_partner_are_named(edited):
 def test_a_pair_of_two_scales_is_named(edited):
     def part(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other_scale"))
-        node_of(model, "DequantizeLinear", "input").input[1] = "other_scale"
+        node_of(model, "DequantizeLinear", "logits").input[1] = "other_scale"
 
     finding = only(edited("u8.onnx", part), CPU, "unpaired")
-    assert (finding.node, finding.reason) == ("input_DequantizeLinear", "its scale or zero point is not that of its QuantizeLinear")
+    assert (finding.node, finding.reason) == ("logits_DequantizeLinear", "its scale or zero point is not that of its QuantizeLinear")
+
+
+def test_the_input_may_be_read_on_the_grid_of_its_normalisation(edited):
+    def normalise(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "normalised_scale"))
+        node_of(model, "DequantizeLinear", "input").input[1] = "normalised_scale"
+
+    assert [finding.rule for finding in lint(edited("u8.onnx", normalise), CPU)] == []
 
 
 def test_an_operator_kept_in_float_must_not_be_quantized(edited, tmp_path):

@@ -1,0 +1,103 @@
+"""The twin as the file that ships, beside it the files that it is compared with; nothing counts before the parity ladder is climbed.
+
+`model.onnx` int8 · `ptq.onnx` the same network, calibrated only · `float.onnx` the student · `teacher.onnx` · for OpenVINO targets `model.xml`, `model.bin` ·
+`contract.json` what goes in and comes out · `lint.json` what the target's rules say · `parity.json`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+from pydantic import BaseModel, Field
+from torch import nn
+
+from kdpipe.foundation.errors import VerificationError
+from kdpipe.foundation.files import write_bytes, write_json
+from kdpipe.foundation.networks import InputContract, load_network
+from kdpipe.foundation.onnx_file import INPUT_NAME, OUTPUT_NAME, to_bytes, to_onnx
+from kdpipe.foundation.quantization.qdq import exportable
+from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.stages.parity import PARITY_FILE, Networks, climb, require_parity
+from kdpipe.stages.qat import PTQ_FOLDER
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.targets.lint import LintFinding, lint
+from kdpipe.targets.openvino_ir import write_ir
+from kdpipe.targets.profile import Profile
+
+VERSION = 1
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
+
+CONTRACT_FILE = "contract.json"
+LINT_FILE = "lint.json"
+
+_SLOW_ONLY = {"split-activation", "not-quantized"}
+"""Rules whose breach costs speed; every other breach means that the target refuses the file or computes something else."""
+
+_IR_EXAMPLES = 8
+
+
+class ExportConfig(BaseModel, extra="forbid", frozen=True):
+    """`[export]`."""
+
+    parity_samples: int = Field(1000, ge=1, description="validation samples on which the file is compared with its twin")
+
+
+def run(inputs: Inputs, config: ExportConfig, context: Context) -> Path:
+    """The artifact folder with all files, verified. Raises ConfigError (an operator that ONNX lacks), VerificationError (parity, target's rules)."""
+    profile = inputs.profile
+    assert profile is not None, "export is a step of a target"
+    qat = load_network(inputs.artifacts["qat"])
+    networks = Networks(
+        teacher=load_network(inputs.artifacts["teacher"]).module,
+        student=load_network(inputs.artifacts["prune"]).module,
+        calibrated=load_network(inputs.artifacts["qat"] / PTQ_FOLDER).module,
+        twin=qat.module,
+    )
+    files = {"teacher": networks.teacher, "float": networks.student, "ptq": exportable(networks.calibrated), "model": exportable(networks.twin)}
+    for name, module in files.items():
+        write_bytes(context.folder / f"{name}.onnx", to_bytes(_as_onnx(module, qat.spec.contract, profile)))
+    write_json(context.folder / CONTRACT_FILE, contract_of(qat.spec.contract, profile))
+    _check_rules(context, profile)
+    split = inputs.data.validation
+    chosen = numpy_stream(context.seed, "export/parity").permutation(len(split))[: config.parity_samples].astype(np.int64)
+    x = split.read(chosen)
+    if "openvino-ir" in profile.formats:
+        write_ir(context.folder / "model.onnx", context.folder, x[:_IR_EXAMPLES])
+    parity = climb(context.folder, networks, x, split.labels[chosen], profile)
+    write_json(context.folder / PARITY_FILE, parity.model_dump(mode="json"))
+    require_parity(parity, context.folder)
+    for rung in parity.rungs:
+        context.progress.say(f"{rung.name}: {rung.n - rung.disagreements} of {rung.n} labels equal" + (f" ({rung.note})" if rung.note else ""))
+    return context.folder
+
+
+def contract_of(contract: InputContract, profile: Profile) -> dict[str, Any]:
+    """`contract.json`: all that whoever calls the file must know. A free batch size is the word "batch"."""
+    batch: int | str = profile.static_batch if profile.batch == "static" else "batch"
+    return {
+        "inputs": [{"name": INPUT_NAME, "shape": [batch, *contract.shape], "type": "float32", "low": contract.low, "high": contract.high}],
+        "outputs": [{"name": OUTPUT_NAME, "shape": [batch, len(contract.labels)], "type": "float32"}],
+        "labels": list(contract.labels),
+    }
+
+
+def _as_onnx(module: nn.Module, contract: InputContract, profile: Profile) -> ModelProto:
+    return to_onnx(module, contract.shape, opset=profile.opset, static_batch=profile.static_batch if profile.batch == "static" else None)
+
+
+def _check_rules(context: Context, profile: Profile) -> None:
+    """Write what the target's rules say about the file; stop where it would not run there."""
+    path = context.folder / "model.onnx"
+    findings = lint(path, profile)
+    write_json(context.folder / LINT_FILE, {"profile": profile.name, "findings": [finding.model_dump(mode="json") for finding in findings]})
+    refused = [finding for finding in findings if finding.rule not in _SLOW_ONLY]
+    if refused:
+        raise VerificationError(f"the target {profile.name!r} does not take the file: {_told(refused)}", at=path, do=refused[0].remedy)
+    if findings:
+        context.progress.say(f"slower than it could be: {_told(findings)}")
+
+
+def _told(findings: list[LintFinding] | tuple[LintFinding, ...]) -> str:
+    more = f" and {len(findings) - 1} more, see {LINT_FILE}" if len(findings) > 1 else ""
+    return f"{findings[0].node}: {findings[0].reason}{more}"
