@@ -51,12 +51,12 @@ def build(
 
 def plan(project: Path | str = ".", *, targets: Sequence[str] = (), until: str | None = None, overrides: Sequence[str] = ()) -> "Plan":
     """What `build` with the same arguments would run and why; nothing is changed."""
+    folder = _project_folder(project)
+    _toml(folder)  # before torch is imported for nothing
     from kdpipe.pipeline.config import read_config
     from kdpipe.pipeline.planning import make_plan
     from kdpipe.pipeline.stages import load_stages
 
-    folder = _project_folder(project)
-    _toml(folder)
     with importable(folder):
         stages = load_stages()
         return make_plan(read_config(folder, stages, settings=overrides, targets=targets), stages, Store(folder), until=until)
@@ -64,10 +64,10 @@ def plan(project: Path | str = ".", *, targets: Sequence[str] = (), until: str |
 
 def rewritten(project: Path | str = ".", *, targets: Sequence[str] = (), overrides: Sequence[str] = ()) -> BuildResult:
     """The finished build with its bundles and report written again; ConfigError where a step of it is not in the store."""
-    from kdpipe.pipeline.runner import kept_results
-
     folder = _project_folder(project)
     made = plan(folder, targets=targets, overrides=overrides)
+    from kdpipe.pipeline.runner import kept_results
+
     missing = [planned.step.name for planned in made.steps if planned.state == "run"]
     if missing:
         raise ConfigError(f"the build is not finished: {len(missing)} steps are missing, first {missing[0]}", at=folder, do="run kdpipe build")
