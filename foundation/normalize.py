@@ -18,6 +18,7 @@ class Normalize(nn.Module):
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).reshape(shape), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The raw input, normalised."""
         return x * self.factor + self.shift
 
 
@@ -30,5 +31,6 @@ class Normalized(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, *shape) in the raw value range to the logits, (batch, classes)."""
         logits: Tensor = self.body(self.normalize(x))
         return logits

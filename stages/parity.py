@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,13 @@ def climb(folder: Path, networks: Networks, x: Float32Array, labels: NDArray[np.
     rungs = [compared("network → twin", student, twin, labels, tolerance=None, note="the effect of quantization and fine-tuning: budgets judge it, not parity")]
     few = slice(0, _REFERENCE_SAMPLES)
     reference = compared("twin → ONNX reference", twin[few], _reference(model, x[few]), labels[few], tolerance=MEAN_TOLERANCE, file="model.onnx")
-    rungs.append(_located(reference, model, networks.twin, x[few], lambda value: _reference(model, x[few], value)))
+    rungs.append(_located(reference, model, networks.twin, x[few], partial(_reference, model, x[few])))
     saturates = None if profile.exact_on(probe()) else "this CPU adds two products in 16 bits, which may saturate with the file's scheme: not judged here"
     for need in profile.runtimes:
         file = "model.xml" if need.name == "openvino" and (folder / "model.xml").is_file() else "model.onnx"
         with open_session(need.name, folder / file, versions=need.versions) as session:
             rung = compared(f"twin → {session.name}", twin, session(x), labels, tolerance=None if saturates else MEAN_TOLERANCE, note=saturates, file=file)
-        rungs.append(_located(rung, model, networks.twin, x[few], lambda value, runtime=need.name: _in_runtime(runtime, model, x[few], value)))
+        rungs.append(_located(rung, model, networks.twin, x[few], partial(_in_runtime, need.name, model, x[few])))
     runtime = profile.runtimes[0].name
     for name, network, tolerance in (
         ("teacher", networks.teacher, FLOAT_TOLERANCE),

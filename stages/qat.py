@@ -80,11 +80,13 @@ def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
     judge = _Judge(inputs, config, context, objective)
     before, calibrated = judge(student.module), judge(ptq.module)
     context.progress.say(f"calibrated on {samples} training samples: validation {_told(calibrated)} (float: {_told(before)})")
-    kept, tuned, histories = ptq, None, ()
+    kept, tuned = ptq, None
+    histories: list[History] = []
     if objective is not None and config.epochs > 0:
         history = _fine_tune_(twin, student, objective, inputs, config, context)
         qat = _finished(student, twin)
-        tuned, histories = judge(qat.module), (history,)
+        tuned = judge(qat.module)
+        histories.append(history)
         _require_no_collapse(calibrated, tuned, config)
         kept = qat if judge.rank(tuned) >= judge.rank(calibrated) else ptq
         context.progress.say(f"fine-tuned: validation {_told(tuned)}; kept: {'fine-tuned' if kept is qat else 'calibrated only, it is better on validation'}")

@@ -24,7 +24,8 @@ _SHARES = torch.linspace(1.0, 0.3, 36)  # of the extremes, tried by "mse"
 def calibrate_(twin: nn.Module, batches: Iterable[Tensor], method: Method = "minmax", *, percentile: float = 99.99) -> None:
     """Set the range of every activation quantizer in `twin` from `batches` of raw inputs, (n, *shape).
 
-    `percentile`: share of the values, in per cent, that "percentile" keeps on each side. The twin's mode is kept. Raises ConfigError without any batch, or when an activation is not finite.
+    `percentile`: share of the values, in per cent, that "percentile" keeps on each side. The twin's mode is kept.
+    Raises ConfigError without any batch, or when an activation is not finite.
     """
     samples = list(batches)
     if not samples:

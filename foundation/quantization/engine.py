@@ -7,12 +7,16 @@ where the runtimes fuse (`placement`). `freeze` leaves constants only. `docs/qua
 """
 
 import copy
+import logging
+import operator
 from collections import Counter
 from typing import Literal
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from kdpipe.foundation.errors import VerificationError
+from kdpipe.foundation.errors import ConfigError, VerificationError
 from kdpipe.foundation.normalize import Normalize
 from kdpipe.foundation.quantization.calibration import calibrate_
 from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer, InputQuantizer
@@ -25,6 +29,10 @@ __all__ = ["calibrate_", "freeze", "freeze_observers_", "plan_of", "prepare", "t
 
 BatchNorm = Literal["live", "folded"]
 
+_log = logging.getLogger(__name__)
+_UNQUANTIZED = {F.conv1d, F.conv2d, F.conv3d, F.linear, F.conv_transpose2d, torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention}
+_UNQUANTIZED_MODULES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.MultiheadAttention, nn.Bilinear, nn.RNNBase)
+
 
 def prepare(module: nn.Module, scheme: Scheme, *, batch_norm: BatchNorm) -> nn.Module:
     """The trainable twin of `module`, which is not changed: weights rounded, quantizers placed, observing, not yet calibrated.
@@ -33,6 +41,9 @@ def prepare(module: nn.Module, scheme: Scheme, *, batch_norm: BatchNorm) -> nn.M
     Training mode is that of `module`. Raises ConfigError when the network cannot be traced.
     """
     twin = traced(copy.deepcopy(module))
+    if not any(isinstance(module_of(node, twin), LAYERS) for node in twin.graph.nodes):
+        raise ConfigError("the network has no convolution and no linear layer to quantize", at=type(module).__qualname__, do="build them from torch.nn modules")
+    _tell_unquantized(twin)
     _merge_norms_(twin, scheme, batch_norm)
     _insert_quantizers_(twin, scheme)
     twin.graph.lint()
@@ -95,6 +106,12 @@ def _quantizer_names(twin: nn.Module) -> tuple[str, ...]:
     return tuple(str(node.target) for node in twin.graph.nodes if isinstance(module_of(node, twin), ActivationQuantizer | InputQuantizer))
 
 
+def _tell_unquantized(twin: fx.GraphModule) -> None:
+    stay_float = [str(node) for node in twin.graph.nodes if node.target in _UNQUANTIZED or isinstance(module_of(node, twin), _UNQUANTIZED_MODULES)]
+    if stay_float:
+        _log.warning("these layers stay float, only torch.nn's Conv1d to Conv3d and Linear are quantized: %s", ", ".join(stay_float))
+
+
 def _merge_norms_(twin: fx.GraphModule, scheme: Scheme, batch_norm: BatchNorm) -> None:
     """Put a LiveLayer in the place of each layer, with the BatchNorm that follows it, and take that out of the graph."""
     calls: Counter[str] = Counter()
@@ -106,6 +123,7 @@ def _merge_norms_(twin: fx.GraphModule, scheme: Scheme, batch_norm: BatchNorm) -
             continue
         norm_node = _norm_after(node, twin)
         norm = None if norm_node is None else module_of(norm_node, twin)
+        assert norm is None or isinstance(norm, NORMS)
         if norm is not None and batch_norm == "folded":
             layer, norm = folded_layer(layer, norm, scheme), None
         if norm_node is not None:
@@ -131,7 +149,9 @@ def _norm_after(node: fx.Node, twin: fx.GraphModule) -> fx.Node | None:
         users = list(users[0].users)
     if len(users) != 1 or not isinstance(norm := module_of(users[0], twin), NORMS) or norm.running_mean is None:
         return None
-    return users[0]
+    layer = module_of(node, twin)
+    assert isinstance(layer, LAYERS)
+    return users[0] if norm.num_features == layer.weight.shape[0] else None  # else it normalises another axis than the channels
 
 
 def _insert_quantizers_(twin: fx.GraphModule, scheme: Scheme) -> None:

@@ -107,7 +107,7 @@ class _FakeQuantize(torch.autograd.Function):
         return q.clamp_(qmin, qmax).sub_(out_zero_point).mul_(out_scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (inside,) = ctx.saved_tensors
         passed = gradient * inside
         return (passed if ctx.gain is None else passed * ctx.gain), None, None, None, None, None, None
@@ -158,6 +158,7 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.copy_(zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid; in training mode the range follows first."""
         if self.training and bool(self.observing):
             with torch.no_grad():
                 low, high = torch.aminmax(x.detach())
@@ -207,6 +208,7 @@ class InputQuantizer(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The raw input to the quantized, normalised one."""
         if self.kind == "regrid":
             return fake_quantize(x, self.raw_scale, self.raw_zero_point, self.qmin, self.qmax, out_scale=self.scale, out_zero_point=self.zero_point)
         return fake_quantize(x * self.factor + self.shift, self.scale, self.zero_point, self.qmin, self.qmax)

@@ -14,6 +14,8 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.quantization.fake_quant import fake_quantize, weight_limit, weight_scale
 from kdpipe.foundation.quantization.scheme import Scheme
 
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -29,7 +31,7 @@ class LiveLayer(nn.Module):
 
     statistics_frozen: Tensor
 
-    def __init__(self, layer: nn.Module, norm: nn.Module | None, scheme: Scheme) -> None:
+    def __init__(self, layer: Layer, norm: Norm | None, scheme: Scheme) -> None:
         super().__init__()
         self.layer = layer
         self.norm = norm
@@ -37,6 +39,7 @@ class LiveLayer(nn.Module):
         self.register_buffer("statistics_frozen", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer and its BatchNorm compute, with rounded weights."""
         if self.norm is None or not self.training or bool(self.statistics_frozen):
             weight, bias = self.folded()
             return apply_layer(self.layer, x, self._quantized(weight), bias)
@@ -53,15 +56,18 @@ class LiveLayer(nn.Module):
         if self.norm is None:
             return weight, bias
         factor = self._factor()
-        mean = self.norm.running_mean if bias is None else self.norm.running_mean - bias
-        offset = -mean * factor if self.norm.bias is None else self.norm.bias - mean * factor
+        mean = self.norm.running_mean
+        assert mean is not None, "a BatchNorm without running statistics is never merged"
+        offset = (-mean if bias is None else bias - mean) * factor
+        if self.norm.bias is not None:
+            offset = offset + self.norm.bias
         return weight * per_channel(factor, weight), offset
 
     def _factor(self) -> Tensor:
         assert self.norm is not None
+        assert self.norm.running_var is not None
         deviation = torch.sqrt(self.norm.running_var + self.norm.eps)
-        factor: Tensor = 1 / deviation if self.norm.weight is None else self.norm.weight / deviation
-        return factor
+        return self.norm.weight / deviation if self.norm.affine else 1 / deviation
 
     def _quantized(self, weight: Tensor) -> Tensor:
         limit = weight_limit(self.scheme)
@@ -90,6 +96,8 @@ class FrozenLayer(nn.Module):
         if bias is not None and input_scale is not None:
             # A channel of tiny weights beside a large bias would overflow int32: its weights get a coarser grid.
             scale = torch.maximum(scale, per_channel(bias.abs() / (input_scale * _BIAS_LIMIT), weight))
+            if live.scheme.weight_granularity == "per-tensor":
+                scale = scale.amax().expand_as(scale)
             bias_scale = input_scale * scale.flatten()
             bias = fake_quantize(bias, bias_scale, 0, -_BIAS_LIMIT, _BIAS_LIMIT)
         self.weight = nn.Parameter(fake_quantize(weight, scale, 0, -self.limit, self.limit), requires_grad=False)
@@ -98,14 +106,14 @@ class FrozenLayer(nn.Module):
         self.register_buffer("bias_scale", bias_scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer computes in the file, in float arithmetic on the same numbers."""
         return apply_layer(self.layer, x, self.weight, self.bias)
 
 
-def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `layer` computes, with another weight and bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     padding = layer.padding
     if layer.padding_mode != "zeros":
         if isinstance(padding, str):
@@ -115,7 +123,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
         x = F.pad(x, [amount for size in reversed(padding) for amount in (size, size)], mode=layer.padding_mode)
         padding = (0,) * len(padding)
     convolve = _CONVOLUTIONS[weight.dim() - 2]
-    result: Tensor = convolve(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    result: Tensor = convolve(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     return result
 
 
@@ -124,7 +132,7 @@ def per_channel(values: Tensor, weight: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (weight.dim() - 1))
 
 
-def folded_layer(layer: nn.Module, norm: nn.Module, scheme: Scheme) -> nn.Module:
+def folded_layer(layer: Layer, norm: Norm, scheme: Scheme) -> Layer:
     """A new layer with `norm` folded in; its bias is a parameter."""
     weight, bias = LiveLayer(layer, norm, scheme).folded()
     assert bias is not None
@@ -134,7 +142,7 @@ def folded_layer(layer: nn.Module, norm: nn.Module, scheme: Scheme) -> nn.Module
     return result
 
 
-def without_parameters(layer: nn.Module) -> nn.Module:
+def without_parameters(layer: Layer) -> Layer:
     """A copy of the layer that holds its settings only: stride, padding, sizes."""
     result = layer.__class__.__new__(layer.__class__)
     nn.Module.__init__(result)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer, InputQuantizer, quantize
+from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer, InputQuantizer, activation_range, quantize
 from kdpipe.foundation.quantization.layers import FrozenLayer, apply_layer
 from kdpipe.foundation.quantization.scheme import Scheme
 
@@ -35,6 +35,11 @@ def exportable(twin: nn.Module) -> nn.Module:
 class _QuantizeDequantize(nn.Module):
     """QuantizeLinear with one scale and zero point, DequantizeLinear with another (or the same)."""
 
+    scale: Tensor
+    zero_point: Tensor
+    out_scale: Tensor
+    out_zero_point: Tensor
+
     def __init__(self, scheme: Scheme, scale: Tensor, zero_point: Tensor, out_scale: Tensor, out_zero_point: Tensor) -> None:
         super().__init__()
         self.dtype = torch.int8 if scheme.activation_signed else torch.uint8
@@ -46,11 +51,7 @@ class _QuantizeDequantize(nn.Module):
             self.register_buffer("out_scale", out_scale)
             self.register_buffer("out_zero_point", out_zero_point.to(self.dtype))
         if self.narrow:  # QuantizeLinear saturates at 8 bits: narrower types are clipped before it
-            qmin, qmax = (
-                (-(2 ** (scheme.activation_bits - 1)), 2 ** (scheme.activation_bits - 1) - 1)
-                if scheme.activation_signed
-                else (0, 2**scheme.activation_bits - 1)
-            )
+            qmin, qmax = activation_range(scheme)
             self.low = float((qmin - zero_point) * scale)
             self.high = float((qmax - zero_point) * scale)
 
@@ -64,6 +65,9 @@ class _QuantizeDequantize(nn.Module):
 
 
 class _QuantizedInput(nn.Module):
+    factor: Tensor
+    shift: Tensor
+
     def __init__(self, quantizer: InputQuantizer) -> None:
         super().__init__()
         self.affine = quantizer.kind == "affine"
@@ -81,13 +85,22 @@ class _QuantizedInput(nn.Module):
 class _IntegerLayer(nn.Module):
     """A convolution or linear layer whose int8 weight and int32 bias are initializers before DequantizeLinear."""
 
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias_scale: Tensor
+
     def __init__(self, frozen: FrozenLayer) -> None:
         super().__init__()
         self.layer = frozen.layer
+        scale = frozen.weight_scale.flatten()
+        if frozen.scheme.weight_granularity == "per-tensor":
+            scale = scale[0]
         self.register_buffer("weight", quantize(frozen.weight, frozen.weight_scale, 0, -frozen.limit, frozen.limit).to(torch.int8))
-        self.register_buffer("weight_scale", frozen.weight_scale.flatten())
-        self.register_buffer("weight_zero_point", torch.zeros_like(frozen.weight_scale.flatten(), dtype=torch.int8))
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero_point", torch.zeros_like(scale, dtype=torch.int8))
         self.integer_bias = frozen.bias is not None and bool((frozen.bias_scale > 0).all())
+        self.bias: Tensor | None
         if frozen.bias is None:
             self.bias = None
         elif self.integer_bias:
@@ -99,7 +112,7 @@ class _IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the frozen layer computes."""
         weight = _dequantized(self.weight, self.weight_scale, self.weight_zero_point)
-        bias = _dequantized(self.bias, self.bias_scale) if self.integer_bias else self.bias
+        bias = self.bias if self.bias is None or not self.integer_bias else _dequantized(self.bias, self.bias_scale)
         return apply_layer(self.layer, x, weight, bias)
 
 

@@ -18,6 +18,7 @@ class Boundary(nn.Module):
     """Where a container of the original network ends; returns what it is given. Its children are the container's children."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` itself."""
         return x
 
 
@@ -30,7 +31,7 @@ def traced(module: nn.Module) -> fx.GraphModule:
         raise ConfigError(
             f"the network cannot be traced: {type(error).__name__}: {error}",
             at=f"{type(module).__module__}.{type(module).__qualname__}{tracer.where}",
-            do="torch.fx must follow forward without looking at values: decide by settings instead of by tensors, sizes or batch contents (no `if x.sum() > 0`)",
+            do="write forward so that torch.fx can follow it: no decision by a tensor's values or by the batch (`if x.sum() > 0`), only by settings",
         ) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
