@@ -91,3 +91,12 @@ def test_samples_that_are_no_images_are_refused():
     assert "(5, 7)" in problem.message
     assert problem.at == "[evaluate] corruptions"
     assert problem.do == "set corruptions = []"
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_the_layout_in_memory_changes_nothing(name):
+    pictures = images((2, 9, 11, 3))
+    transposed = pictures.transpose(0, 3, 1, 2)
+    contiguous = np.ascontiguousarray(transposed)
+    a, b = (corrupt(name, x, 3, seed=0, indices=np.arange(2)) for x in (transposed, contiguous))
+    np.testing.assert_allclose(a, b, atol=1e-6)  # matrix products may sum in another order
