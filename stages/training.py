@@ -302,9 +302,10 @@ def _checked_loss(run: _Run, step: Step, where: str) -> Loss:
     try:
         loss = run.objective.loss(step)
     except ConfigError as error:  # the attack refuses a loss that is not finite; what else is wrong is told as it is
-        if all(torch.isfinite(value).all() for value in run.student.parameters()):
-            raise
-        raise _diverged(run, "the weights are not finite", where) from error
+        with quiet(run.student), torch.no_grad():
+            if torch.isfinite(run.student(step.x)).all():
+                raise
+        raise _diverged(run, "the network's outputs are not finite", where) from error
     if not torch.isfinite(loss.total):
         raise _diverged(run, f"the loss is {loss.total.item()}", where)
     return loss

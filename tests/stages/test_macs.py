@@ -1,0 +1,24 @@
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from kdpipe.stages.macs import count_macs, count_parameters
+
+
+def test_convolutions_and_linear_layers_are_counted_by_hand():
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),  # 64 positions * 4 * 2 * 9
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),  # 16 positions * 4 * 9
+        nn.Flatten(),
+        nn.Linear(64, 5),  # 320
+    )
+    assert count_macs(module, (2, 8, 8)) == 64 * 4 * 2 * 9 + 16 * 4 * 9 + 320
+    assert count_parameters(module) == (2 * 4 * 9 + 4) + 8 + (4 * 9 + 4) + 64 * 5 + 5
+    assert module.training
+
+
+def test_torch_pruning_counts_the_same_but_for_its_normalisations(tiny):
+    module = tiny(width=1.0).module
+    theirs, _ = tp.utils.count_ops_and_params(module.eval(), torch.zeros(1, 1, 8, 8))
+    assert abs(count_macs(module, (1, 8, 8)) / theirs - 1) < 0.03
