@@ -20,6 +20,8 @@ from kdpipe.foundation.networks import load_spec
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Examples
+from kdpipe.stages.parity import PARITY_FILE, Parity
+from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
 from kdpipe.stages.score_export import UNAVAILABLE_FILE
 from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.targets.measurements import Bench
@@ -71,6 +73,8 @@ class TargetResults:
     unavailable: Mapping[str, str]
     """runtime of the target in which the file could not be judged here, to the reason"""
     samples: SampleImages | None
+    quantization: Outcome | None
+    parity: Parity | None
     bench: Bench | None
 
 
@@ -135,17 +139,19 @@ def _target(build: BuildResult, target: str) -> TargetResults:
         result = build.results.get(f"{step}@{target}")
         return None if result is None else result.folder
 
-    twin, files, bench = folder("score-qat"), folder("score-export"), folder("bench")
+    qat, twin, export, files, bench = (folder(step) for step in ("qat", "score-qat", "export", "score-export", "bench"))
     judged = _several(files, target) if files else ()
     unavailable = _read(files / UNAVAILABLE_FILE, TypeAdapter(dict[str, str]).validate_json) if files else {}
     return TargetResults(
         target,
-        folder("export"),
+        export,
         _judged(twin, target) if twin else None,
         tuple(it for it in judged if it.card.model == "int8"),
         tuple(it for it in judged if it.card.model == "ptq"),
         unavailable,
         _samples(files) if files else None,
+        read_model(qat / QUANTIZATION_FILE, Outcome) if qat else None,
+        read_model(export / PARITY_FILE, Parity) if export else None,
         read_model(bench / "bench.json", Bench) if bench else None,
     )
 

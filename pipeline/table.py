@@ -56,7 +56,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     table.add_column("clean\n% [95 % interval]", justify="right", no_wrap=True)
     table.add_column(f"{attack}\n%", justify="right", no_wrap=True)
     table.add_column("corrupted\n%", justify="right", no_wrap=True)
-    table.add_column("p50 / p90\nms", min_width=13)
+    table.add_column("p50 / p90\nms", min_width=13, max_width=24)
     target: str | None = None
     for row in rows:
         if row["target"] != target:

@@ -22,6 +22,8 @@ from kdpipe.pipeline.report.gaps import Gap, gaps
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult, StepResult
 from kdpipe.robustness.scorecard import Figure, MaskingCheck, Scorecard
+from kdpipe.stages.parity import Parity
+from kdpipe.stages.qat import Outcome
 from kdpipe.targets.measurements import Bench
 
 
@@ -56,6 +58,8 @@ class TargetSections:
     bench: Bench | None
     latency_charts: tuple[tuple[str, Markup], ...]
     nodes: tuple[sections.Nodes, ...]
+    parity: Parity | None
+    quantization: Outcome | None
     beside: tuple[sections.Beside, ...]
 
 
@@ -75,7 +79,6 @@ class Page:
     epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
     samples: tuple[Gallery, ...]
-    has_parity: bool
     reliability: tuple[tuple[str, Markup], ...]
     masking: tuple[tuple[Judged, MaskingCheck], ...]
     masking_told: str
@@ -98,6 +101,7 @@ class Page:
             "reliability": ("Calibration", bool(self.reliability)),
             "latency": ("Latency", True),
             "nodes": ("Node precision", self.has_nodes),
+            "parity": ("Parity", self.has_parity),
             "ptq": ("PTQ and QAT", self.has_beside),
             "masking": ("Masking checks", bool(self.masking)),
             "gaps": ("Not measured", True),
@@ -115,6 +119,11 @@ class Page:
     def has_nodes(self) -> bool:
         """Whether a runtime explained itself."""
         return any(tail.nodes for tail in self.targets)
+
+    @property
+    def has_parity(self) -> bool:
+        """Whether a parity ladder was climbed."""
+        return any(tail.parity for tail in self.targets)
 
     @property
     def has_beside(self) -> bool:
@@ -160,7 +169,6 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         epsilon=_epsilon_charts(results, tails),
         heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
         samples=tuple(found for tail in tails if tail.samples and (found := gallery(_gallery_name(tail), tail.samples, results.labels))),
-        has_parity=False,
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
         masking=tuple(checks),
         masking_told=_masking_told([check for _, check in checks]),
@@ -242,7 +250,16 @@ def _masking_told(checks: Sequence[MaskingCheck]) -> str:
 
 
 def _target_sections(results: Results, tail: TargetResults) -> TargetSections:
-    return TargetSections(tail.name, sections.tiles(results, tail), tail.bench, sections.latency_charts(tail), sections.nodes(tail), sections.beside(tail))
+    return TargetSections(
+        name=tail.name,
+        tiles=sections.tiles(results, tail),
+        bench=tail.bench,
+        latency_charts=sections.latency_charts(tail),
+        nodes=sections.nodes(tail),
+        parity=tail.parity,
+        quantization=tail.quantization,
+        beside=sections.beside(tail),
+    )
 
 
 def _versions(build: BuildResult) -> tuple[tuple[str, str], ...]:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ from onnx import TensorProto, helper
 
 from kdpipe.foundation.files import write_bytes, write_json, write_text
 from kdpipe.foundation.networks import InputContract, NetworkSpec
+from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.pipeline.steps import BuildResult, Step, StepResult
 from kdpipe.robustness.intervals import accuracy
 from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
+from kdpipe.stages.parity import Parity, compared
+from kdpipe.stages.qat import Outcome
 from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
 from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, NoiseCheck, Percentile, Start
@@ -52,6 +55,7 @@ class BuildFolder:
     measured: tuple[str, ...] = ("cpu",)
     until: str | None = None
     runs: int = 400
+    kept: Literal["ptq", "qat"] = "qat"
     weaker: dict[tuple[str, str], Model] = field(default_factory=dict)
     """what a file scores in one runtime where it is not as in `models`"""
     models: dict[str, Model] = field(
@@ -80,7 +84,7 @@ class BuildFolder:
             self._train(step(stage, seconds), stage)
             self._score(step(f"score-{stage}", 3.5), model, "network")
         for target in self.targets if self.until is None else ():
-            self._train(step(f"qat@{target}", 7.75), "qat")
+            self._quantize(step(f"qat@{target}", 7.75))
             self._score(step(f"score-qat@{target}", 3.5), "twin", "twin")
             self._export(step(f"export@{target}", 2.5))
             self._score_files(step(f"score-export@{target}", 4.0), self.runtimes(target))
@@ -108,6 +112,21 @@ class BuildFolder:
         write_history(folder, History(label=label, objective="rslad", select_by="balanced", epochs=epochs, best_epoch=7, stopped_early=False))
         spec = NetworkSpec(factory="kdpipe.tasks.networks.cnn:cnn", contract=InputContract(shape=(1, 8, 8), labels=self.labels), mean=(0.3,), std=(0.3,))
         write_text(folder / "network.json", spec.model_dump_json())
+
+    def _quantize(self, folder: Path) -> None:
+        self._train(folder, "qat")
+        judged = Validation(clean_accuracy=0.97, loss=0.1, robust_accuracy=0.73)
+        outcome = Outcome(
+            scheme=Scheme(),
+            calibration_samples=512,
+            calibration_method="minmax",
+            select_by="balanced",
+            float_network=judged,
+            ptq=judged,
+            qat=judged,
+            kept=self.kept,
+        )
+        write_text(folder / "quantization.json", outcome.model_dump_json())
 
     def wanted(self, model: str, runtime: str | None) -> Model:
         return self.weaker.get((model, runtime or ""), self.models[model])
@@ -199,6 +218,12 @@ class BuildFolder:
             [onnx.numpy_helper.from_array(rows, "rows")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        logits = np.random.default_rng(4).normal(size=(360, 10)).astype(np.float32)
+        rungs = (
+            compared("network → twin", logits, logits + 0.01, logits.argmax(1), tolerance=None, note="the effect of quantization: budgets judge it"),
+            compared(f"twin → {ORT}", logits, logits, logits.argmax(1), tolerance=0.02, file="model.onnx"),
+        )
+        write_text(folder / "parity.json", Parity(rungs=rungs).model_dump_json())
         write_bytes(folder / "model.onnx", model.SerializeToString())
         write_json(
             folder / "contract.json",

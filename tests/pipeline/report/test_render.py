@@ -93,7 +93,7 @@ def test_every_section_of_the_design_is_there_and_can_be_reached(build_folder: A
     page = _page(build_folder, size_kb=100)
     headings = {attributes["id"] for attributes in page.all("h2") if "id" in attributes}
     links = {(attributes["href"] or "#")[1:] for attributes in page.all("a")}
-    expected = {"stages", "epsilon", "corruptions", "samples", "reliability", "latency", "nodes", "ptq", "masking", "gaps", "training", "provenance"}
+    expected = {"stages", "epsilon", "corruptions", "samples", "reliability", "latency", "nodes", "parity", "ptq", "masking", "gaps", "training", "provenance"}
     assert expected <= headings
     assert links == headings
 
@@ -107,6 +107,17 @@ def test_what_was_not_measured_is_listed_with_its_reason(build_folder: Any) -> N
     section = text[text.index("What was not measured, and why") :]
     assert "not measured: no device budget p90_ms of arm; latency, start, memory and node precision on arm" in section
     assert "no black-box attack was asked for" in section
+
+
+def test_each_rung_of_the_ladder_says_whether_it_held(build_folder: Any) -> None:
+    text = _page(build_folder, "arm").text
+    assert "twin → onnxruntime 1.32.0 CPU ✓ held 0 of 360 at most 7" in text
+    assert "network → twin not judged" in text
+
+
+def test_a_target_that_ships_the_calibrated_network_says_so(build_folder: Any) -> None:
+    build_folder.kept = "ptq"
+    assert "arm ships the calibrated network : fine-tuning was no better on validation" in _page(build_folder, "arm").text
 
 
 def test_a_failed_masking_check_is_said_in_words(build_folder: Any) -> None:
