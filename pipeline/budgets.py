@@ -114,6 +114,6 @@ def _p90s(tail: TargetResults) -> list[_Measured]:
                 measured.append(_Measured(None, f"{where}: {p90.reason or 'no interval of p90'}"))
             else:
                 measured.append(
-                    _Measured(p90.high_ms, f"{where}: {p90.value_ms:.3g} ms, 95 % interval [{p90.low_ms:.3g}, {p90.high_ms:.3g}], {latency.runs} runs")
+                    _Measured(p90.high_ms, f"{where}: {p90.value_ms:.3g} ms, 95 % interval [{p90.low_ms:.3g}, {p90.high_ms:.3g}], {latency.runs:,} runs")
                 )
     return measured or [_Measured(None, "the int8 file was not measured at batch 1")]

@@ -144,10 +144,17 @@ def drift_warning(windows: Windows, where: str) -> str | None:
 
 
 def histogram_of(samples: Int64Array, bins: int = 40) -> Histogram:
-    """The samples in bins of equal ratio, because latencies have a long tail to the right; the edges enclose all of them."""
-    low, high = float(samples.min()), float(samples.max())
-    edges = np.geomspace(low, max(high, low * 1.001), bins + 1)
-    edges[0], edges[-1] = low, max(high, low * 1.001)  # rounding must not leave a sample outside
+    """The samples in bins of equal ratio, because latencies have a long tail to the right; the edges enclose all of them.
+
+    Three quarters of the bins reach to the 99th percentile: one slow sample in thousands would leave all others in one bin.
+    """
+    low, high = float(samples.min()), max(float(samples.max()), float(samples.min()) * 1.001)
+    knee = max(float(np.quantile(samples, 0.99)), low * 1.0005)
+    body = bins if knee > high / 1.01 else 3 * bins // 4
+    edges = np.geomspace(low, high if body == bins else knee, body + 1)
+    if body < bins:
+        edges = np.concatenate([edges, np.geomspace(knee, high, bins - body + 1)[1:]])
+    edges[0], edges[-1] = low, high  # rounding must not leave a sample outside
     counts, _ = np.histogram(samples, edges)
     return Histogram(tuple(float(edge) / _NS_PER_MS for edge in edges), tuple(int(count) for count in counts))
 

@@ -39,10 +39,12 @@ def line_chart(
     mark_x: float | None = None,
     mark_label: str = "",
     mark_low: bool = False,
+    whole_x: bool = False,
 ) -> Markup:
     """The curves (each with at least one point) over y from 0 to 100, whiskers for intervals, legend below.
 
     `mark_x`: where a vertical line is drawn, its label at the top, or at the bottom where the curves rise (`mark_low`).
+    `whole_x`: ticks at whole numbers alone.
     """
     xs = [p.x for curve in curves for p in curve.points]
     low_x, high_x = min(xs), max(xs)
@@ -51,7 +53,7 @@ def line_chart(
     parts: list[str] = [label(0, 12, y_axis, class_="axis")]
     for tick in y.ticks(5):
         parts += [line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"), label(LEFT - 6, y(tick) + 4, f"{tick:g}", anchor="end")]
-    for tick in x.ticks(5):
+    for tick in (tick for tick in x.ticks(5) if not whole_x or tick == round(tick)):
         parts.append(label(x(tick), TOP + HEIGHT + 17, f"{tick:g}", anchor="middle"))
     parts.append(label(WIDTH - RIGHT, TOP + HEIGHT + 34, x_axis, class_="axis", anchor="end"))
     if mark_x is not None and low_x <= mark_x <= high_x:

@@ -15,15 +15,16 @@ LEFT, RIGHT = 70.0, 12.0
 
 
 def latency_rows(latencies: Sequence[Latency]) -> Markup:
-    """A row for each of `latencies` that has a histogram (at least one); no run is left out.
+    """A row for each of `latencies` that has a histogram (at least one).
 
     The axis is logarithmic, so that a factor is the same distance for a student of 0.1 ms and for a teacher of 10 ms, and a
-    row's height is its runs per factor, scaled to its own highest.
+    row's height is its runs per factor, scaled to its own highest. It ends beyond the 99th percentile of the slowest row;
+    runs still slower are counted in words.
     """
     drawn = [latency for latency in latencies if latency.histogram_counts]
     low = min(_first_edge(latency) for latency in drawn)
-    high = max(latency.histogram_edges_ms[-1] for latency in drawn)
-    x = LogScale(low / 1.1, high * 1.1, LEFT, WIDTH - RIGHT)
+    high = 1.3 * max(_slow(latency) for latency in drawn)
+    x = LogScale(low / 1.1, high, LEFT, WIDTH - RIGHT)
     bottom = TOP + ROW * len(drawn)
     parts: list[str] = []
     for tick in x.ticks():
@@ -42,9 +43,10 @@ def _row(latency: Latency, x: LogScale, floor: float) -> list[Markup]:
     most = max(density) or 1.0
     outline = [(x(edges[0]), floor)]
     for (low, high, _), value in zip(bins, density, strict=True):
-        height = floor - (ROW - 26) * value / most
-        outline += [(x(low), height), (x(high), height)]
-    outline.append((x(edges[-1]), floor))
+        if low < x.high:
+            height = floor - (ROW - 26) * value / most
+            outline += [(x(low), height), (x(min(high, x.high)), height)]
+    outline.append((outline[-1][0], floor))
     accent = " accent" if latency.model == "int8" else ""
     parts = [
         path(outline, f"area{accent}", closed=True),
@@ -52,13 +54,25 @@ def _row(latency: Latency, x: LogScale, floor: float) -> list[Markup]:
         label(LEFT - 8, floor - 4, latency.model, class_=f"name{accent}", anchor="end"),
     ]
     for percentile, name in ((latency.p50, "p50"), (latency.p90, "p90")):
-        if percentile.value_ms is not None:
+        if percentile.value_ms is not None and percentile.value_ms <= x.high:
             tip = element("title", f"{latency.model} {name}: {significant(percentile.value_ms)} ms")
             at = x(percentile.value_ms)
             parts.append(element("line", tip, x1=at, y1=floor - ROW + 22, x2=at, y2=floor, class_=f"percentile {name}"))
     told = f"p50 {_told(latency.p50.value_ms)} · p90 {_told(latency.p90.value_ms)}"
+    beyond = sum(n for low, _, n in bins if low >= x.high)
+    told += f" · {beyond} of {latency.runs:,} runs beyond" if beyond else ""
     parts.append(label(WIDTH - RIGHT, floor - ROW + 17, told, anchor="end"))
     return parts
+
+
+def _slow(latency: Latency) -> float:
+    """The edge below which 99 % of the runs lie."""
+    wanted, seen = 0.99 * sum(latency.histogram_counts), 0
+    for count, edge in zip(latency.histogram_counts, latency.histogram_edges_ms[1:], strict=True):
+        seen += count
+        if seen >= wanted:
+            return edge
+    return latency.histogram_edges_ms[-1]
 
 
 def _first_edge(latency: Latency) -> float:

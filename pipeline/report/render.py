@@ -83,7 +83,7 @@ class Page:
     masking: tuple[tuple[Judged, MaskingCheck], ...]
     masking_told: str
     gaps: tuple[Gap, ...]
-    histories: tuple[tuple[str, Markup, str], ...]
+    histories: tuple[tuple[str, Markup | None, str], ...]
     command: str
     versions: tuple[tuple[str, str], ...]
     steps: tuple[StepResult, ...]

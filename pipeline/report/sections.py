@@ -177,13 +177,14 @@ def beside(tail: TargetResults) -> tuple[Beside, ...]:
     return tuple(Beside(qat.card.runtime or "", qat, ptq, difference(qat, ptq, "clean"), difference(qat, ptq, "robust")) for qat, ptq in pairs)
 
 
-def histories(results: Results, targets: Sequence[str]) -> tuple[tuple[str, Markup, str], ...]:
-    """Name, picture of validation accuracy by epoch, and the outcome in words, of each training of the shared steps and of `targets`."""
-    shown = []
+def histories(results: Results, targets: Sequence[str]) -> tuple[tuple[str, Markup | None, str], ...]:
+    """Of each training of the shared steps and of `targets`: name, picture of validation by epoch (None for one epoch alone), outcome in words."""
+    shown: list[tuple[str, Markup | None, str]] = []
     for step, trainings in results.histories.items():
         if step.partition("@")[2] in ("", *targets):
             for history in trainings:
-                shown.append((f"{step}: {history.label}" if len(trainings) > 1 else step, _history_chart(history), _history_told(history)))
+                picture = _history_chart(history) if len(history.epochs) > 1 else None
+                shown.append((history.label if len(trainings) > 1 else step, picture, _history_told(history)))
     return tuple(shown)
 
 
@@ -204,6 +205,7 @@ def _history_chart(history: History) -> Markup:
         mark_x=history.best_epoch,
         mark_label="kept",
         mark_low=True,
+        whole_x=True,
     )
 
 
@@ -212,7 +214,7 @@ def _history_told(history: History) -> str:
     robust = "" if best.robust_accuracy is None else f", {100 * best.robust_accuracy:.1f} % under PGD-10"
     early = ", stopped early" if history.stopped_early else ""
     kept = f"kept epoch {history.best_epoch} by {history.select_by}: {100 * best.clean_accuracy:.1f} % clean{robust} on validation"
-    return f"{history.objective}, {len(history.epochs)} epochs{early}; {kept}"
+    return f"{history.objective}, {len(history.epochs)} epoch{'' if len(history.epochs) == 1 else 's'}{early}; {kept}"
 
 
 def _accuracy_tile(title: str, file: Judged, teacher: Judged | None, figure: Figure, kind: str, more: tuple[str, ...]) -> Tile:
@@ -240,7 +242,8 @@ def _latency_tile(tail: TargetResults) -> Tile:
         return Tile(title, "not claimable", ("no p50 with enough runs behind it",), measured=False)
     slowest = max(own, key=lambda it: it.p50.value_ms or 0)
     ratio = slowest.ratio_to_float
-    told = [f"p90 {numbers.latency(slowest.p90)}", f"{slowest.runtime}, {_threads(slowest.threads)}"]
+    setting = f"{slowest.runtime}, {_threads(slowest.threads)}"
+    told = [f"p90 {numbers.latency(slowest.p90)}", setting if len(own) == 1 else f"slowest of {len(own)} settings: {setting}"]
     if ratio is not None and ratio.value_ms is not None:
         told.append(f"{numbers.significant(ratio.value_ms)} × the float student's")
     return Tile(title, numbers.milliseconds(slowest.p50.value_ms), tuple(told))

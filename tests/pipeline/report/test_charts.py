@@ -127,3 +127,18 @@ def test_nodes_are_filled_where_they_run_in_int8_and_hollow_where_not() -> None:
     assert [it.text for it in _all(picture, "text")] == ["Co", "So"]
     assert _all(picture, "title")[1].text == "a: QLinearConv with Relu, int8"
     assert _all(picture, "desc")[0].text == "1 of 2 nodes run in int8"
+
+
+def test_runs_far_beyond_the_rest_do_not_squeeze_them_and_are_counted() -> None:
+    latency = _latency("int8", 1.0).model_copy(update={"histogram_edges_ms": (0.9, 1.0, 1.1, 50.0, 100.0), "histogram_counts": (500, 490, 9, 1), "runs": 1000})
+    picture = latency_rows([latency])
+    assert any("1 of 1,000 runs beyond" in (it.text or "") for it in _all(picture, "text"))
+    right = max(_number(it, "x2") for it in _all(picture, "line", "base"))
+    drawn = [tuple(map(float, pair.split())) for pair in (_all(picture, "path", "area")[0].get("d") or "").strip("MZ").split("L")]
+    assert max(x for x, _ in drawn) <= right
+
+
+def test_epochs_are_ticked_at_whole_numbers() -> None:
+    curve = Curve("clean", (Point(1, 80, 80, 80), Point(2, 90, 90, 90)))
+    ticks = [it.text for it in _all(line_chart([curve], title="t", x_axis="epoch", y_axis="%", whole_x=True), "text", "tick")]
+    assert ticks[-2:] == ["1", "2"]
