@@ -81,11 +81,11 @@ class ObjectiveSection(BaseModel, extra="forbid", frozen=True):
         own = {key: item for key, item in value.items() if key in cls.model_fields and key != NAME_KEY}
         rest = {key: item for key, item in value.items() if key not in cls.model_fields}
         mistakes: list[InitErrorDetails] = []
-        objective: Objective = Objective()
         try:
             objective = kind.model_validate(rest)
         except ValidationError as error:
             mistakes += [_as_raised(entry) for entry in error.errors()]
+            objective = objective_class(cls.default_objective, at=NAME_KEY)()  # so that the section's own mistakes are found as well
         try:
             section = handler({**own, NAME_KEY: objective})
         except ValidationError as error:
