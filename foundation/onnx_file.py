@@ -103,7 +103,9 @@ def _converted(program: torch.export.ExportedProgram, opset: int) -> ModelProto:
 def _module_using(program: torch.export.ExportedProgram, operator: str, text: str) -> str | None:
     """The path of the module whose forward calls `operator`, or the node that the exporter's message names."""
     name = re.search(r"translating node %(\w+)", text)
-    for node in program.graph.nodes:
+    with _quiet_exporter():
+        decomposed = program.run_decompositions()  # the exporter names what is left when composed operators are taken apart
+    for node in (*program.graph.nodes, *decomposed.graph.nodes):
         if node.op == "call_function" and (str(node.target).startswith(operator) or (name is not None and node.name == name[1])):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             return stack[-1][0] if stack and stack[-1][0] else None

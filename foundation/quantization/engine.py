@@ -40,7 +40,7 @@ def prepare(module: nn.Module, scheme: Scheme, *, batch_norm: BatchNorm) -> nn.M
     `batch_norm` "live": BatchNorms normalise with batch statistics in training, see `layers`; "folded": they are gone before training.
     Training mode is that of `module`. Raises ConfigError when the network cannot be traced.
     """
-    twin = traced(copy.deepcopy(module))
+    twin = traced(module)
     if not any(isinstance(module_of(node, twin), LAYERS) for node in twin.graph.nodes):
         raise ConfigError("the network has no convolution and no linear layer to quantize", at=type(module).__qualname__, do="build them from torch.nn modules")
     _tell_unquantized(twin)

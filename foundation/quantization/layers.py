@@ -118,7 +118,9 @@ def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     if layer.padding_mode != "zeros":
         if isinstance(padding, str):
             raise ConfigError(
-                f"a convolution with padding {padding!r} and padding_mode {layer.padding_mode!r} cannot be quantized", do="give the padding as numbers"
+                f"a convolution with padding {padding!r} and padding_mode {layer.padding_mode!r} cannot be quantized",
+                at=str(layer),
+                do="give the padding as numbers",
             )
         x = F.pad(x, [amount for size in reversed(padding) for amount in (size, size)], mode=layer.padding_mode)
         padding = (0,) * len(padding)

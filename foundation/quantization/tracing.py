@@ -4,6 +4,7 @@ Containers that return one tensor keep their names: after a container's last ope
 so that a forward hook on `body.stage2` sees the same tensor on the twin as on the network it came from.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -23,24 +24,25 @@ class Boundary(nn.Module):
 
 
 def traced(module: nn.Module) -> fx.GraphModule:
-    """The graph of `module`; it shares parameters and leaf modules with it. Raises ConfigError when torch.fx cannot follow its forward."""
-    tracer = _Tracer()
+    """The graph of `module`, with copies of its parameters. Raises ConfigError when torch.fx cannot follow its forward."""
+    module, tracer = copy.deepcopy(module), _Tracer()
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
     try:
         graph = tracer.trace(module)
     except Exception as error:  # a user's forward may raise anything when its values are symbolic
         raise ConfigError(
             f"the network cannot be traced: {type(error).__name__}: {error}",
-            at=f"{type(module).__module__}.{type(module).__qualname__}{tracer.where}",
+            at=f"{name}{tracer.where}",
             do="write forward so that torch.fx can follow it: no decision by a tensor's values or by the batch (`if x.sum() > 0`), only by settings",
         ) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise ConfigError(
-            f"the network takes {len(inputs)} inputs, one tensor is needed", do="give the other inputs of forward fixed values in its constructor"
+            f"the network takes {len(inputs)} inputs, one tensor is needed", at=name, do="give the other inputs of forward fixed values in its constructor"
         )
     result = fx.GraphModule(module, graph)
-    for name in tracer.boundaries:
-        _make_boundary(result, name)
+    for container in tracer.boundaries:
+        _make_boundary(result, container)
     result.recompile()
     return result
 
