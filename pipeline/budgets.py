@@ -13,6 +13,9 @@ from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.steps import Verdict as Verdict
 from kdpipe.robustness.intervals import paired_difference
 
+MODEL_FORMS = {"model.onnx": ("model.onnx",), "model.xml and model.bin": ("model.xml", "model.bin")}
+"""the forms in which a model ships, each with its files"""
+
 
 class Budgets(BaseModel, extra="forbid", frozen=True):
     """`[budgets]` and `[targets.NAME.budgets]`. Each is optional; the worst runtime of the target counts."""
@@ -61,8 +64,7 @@ def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]
         accuracies = [_robust_accuracy(file) for file in tail.files] + elsewhere
         verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", accuracies, worst=min))
     if budgets.size_kb is not None:
-        sizes = [_Measured(file.card.size_bytes / 1000, f"the file in {file.name}") for file in tail.files]
-        verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", sizes, worst=max))
+        verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", _sizes(tail), worst=max))
     if budgets.p90_ms is not None:
         verdicts.append(_verdict("p90_ms", target, budgets.p90_ms, "ms", _p90s(tail), worst=max))
     return verdicts
@@ -98,6 +100,14 @@ def _robust_accuracy(file: Judged) -> _Measured:
     if robust.value is None or robust.low is None:
         return _Measured(None, f"{file.name}: {robust.reason or 'no interval of the accuracy under attack'}")
     return _Measured(robust.low, f"{file.name}: {robust.value:.2f} %, 95 % interval [{robust.low:.2f}, {robust.high:.2f}], n = {robust.n}")
+
+
+def _sizes(tail: TargetResults) -> list[_Measured]:
+    """Of each form in which the model ships: the ONNX file, and the IR where the target has one."""
+    if tail.export is None:
+        return []
+    forms = {form: [tail.export / name for name in names] for form, names in MODEL_FORMS.items()}
+    return [_Measured(sum(path.stat().st_size for path in paths) / 1000, form) for form, paths in forms.items() if all(path.is_file() for path in paths)]
 
 
 def _p90s(tail: TargetResults) -> list[_Measured]:

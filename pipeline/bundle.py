@@ -12,14 +12,11 @@ from pathlib import Path
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import told_disk_errors, write_bytes, write_json, write_text
-from kdpipe.pipeline.budgets import Verdict
+from kdpipe.pipeline.budgets import MODEL_FORMS, Verdict
 from kdpipe.pipeline.manifest import MANIFEST_FILE, manifest
 from kdpipe.pipeline.report.render import write_report
 from kdpipe.pipeline.results import read_results
 from kdpipe.pipeline.steps import BuildResult
-
-MODEL_FILES = ("model.onnx", "model.xml", "model.bin", "contract.json")
-"""what the export leaves for the user; the IR only where the target wants it"""
 
 
 def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], destination: Path) -> Path:
@@ -33,7 +30,7 @@ def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], d
     if tail.export is None or tail.bench is None or not tail.files:
         raise ConfigError(f"there is no bundle of {target!r} before its last stage", at=destination, do="build without --until")
     with _replacing(destination) as folder:
-        for name in MODEL_FILES:
+        for name in (*(name for names in MODEL_FORMS.values() for name in names), "contract.json"):
             if (tail.export / name).is_file():
                 write_bytes(folder / name, (tail.export / name).read_bytes())
         judged = [it for it in results.judged if it.target in (None, target)]

@@ -39,8 +39,19 @@ def test_the_lower_bound_of_robust_accuracy_decides(build_folder: Any) -> None:
 
 
 def test_the_size_is_counted_in_thousands_of_bytes(build_folder: Any) -> None:
-    verdict = _only(build_folder, size_kb=58.4)
-    assert (verdict.state, verdict.bound) == ("met", 58.4)
+    build = build_folder.write()
+    size = (build.results["export@cpu"].folder / "model.onnx").stat().st_size
+    (met,) = check_budgets(build, {"cpu": Budgets(size_kb=size / 1000)})
+    (missed,) = check_budgets(build, {"cpu": Budgets(size_kb=(size - 1) / 1000)})
+    assert (met.state, met.bound, missed.state) == ("met", size / 1000, "missed")
+
+
+def test_the_larger_of_the_forms_that_ship_counts(build_folder: Any) -> None:
+    build = build_folder.write()
+    for name in ("model.xml", "model.bin"):
+        (build.results["export@cpu"].folder / name).write_bytes(b"x" * 4000)
+    (verdict,) = check_budgets(build, {"cpu": Budgets(size_kb=5)})
+    assert (verdict.state, verdict.bound, verdict.reason) == ("missed", 8.0, "model.xml and model.bin")
 
 
 def test_the_upper_bound_of_the_slowest_setting_decides_p90(build_folder: Any) -> None:
@@ -69,7 +80,7 @@ def test_a_build_that_ended_early_meets_nothing(build_folder: Any) -> None:
 
 
 def test_only_the_budgets_that_are_set_are_judged_for_each_target(build_folder: Any) -> None:
-    verdicts = check_budgets(build_folder.write(), {"arm": Budgets(size_kb=10), "cpu": Budgets(robust_accuracy=10, size_kb=100)})
+    verdicts = check_budgets(build_folder.write(), {"arm": Budgets(size_kb=1), "cpu": Budgets(robust_accuracy=10, size_kb=100)})
     assert [(v.target, v.name, v.state) for v in verdicts] == [("cpu", "robust_accuracy", "met"), ("cpu", "size_kb", "met"), ("arm", "size_kb", "missed")]
 
 
