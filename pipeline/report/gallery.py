@@ -14,6 +14,9 @@ from kdpipe.stages.judged_examples import Answer
 
 Float32Array = npt.NDArray[np.float32]
 
+LARGEST_SIDE = 168
+"""pixels; twice the size at which the page shows a picture, so that it is sharp on a dense screen"""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -62,10 +65,15 @@ def gallery(name: str, images: SampleImages, labels: Sequence[str]) -> Gallery |
 
 
 def png(pixels: Float32Array) -> str:
-    """A sample, (1 or 3, height, width) in [0, 1], as the data URI of a lossless PNG; values outside are clipped."""
+    """A sample, (1 or 3, height, width) in [0, 1], as the data URI of a PNG; values outside are clipped.
+
+    Up to `LARGEST_SIDE` pixels a side the picture is lossless; a larger one is averaged down to it, or the page would weigh megabytes.
+    """
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    image = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -25,6 +25,12 @@ def test_a_picture_holds_the_sample_to_half_a_level(sample: Any) -> None:
     assert np.abs(shown / 255 - sample).max() <= 0.5 / 255 + 1e-6
 
 
+def test_a_large_picture_is_averaged_down_with_its_shape_kept() -> None:
+    shown = _pixels(png(np.full((3, 400, 800), 0.25, np.float32)))
+    assert shown.shape == (84, 168, 3)
+    assert np.all(shown == 64)
+
+
 def test_the_gallery_shows_what_the_file_said_to_each_version(build_folder: Any) -> None:
     images = read_results(build_folder.write()).targets["cpu"].samples
     assert images is not None
