@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
 from pydantic import BaseModel, Field
 from torch import nn
 
@@ -54,11 +53,12 @@ def run(inputs: Inputs, config: ExportConfig, context: Context) -> Path:
         calibrated=load_network(inputs.artifacts["qat"] / PTQ_FOLDER).module,
         twin=qat.module,
     )
-    files = {"teacher": networks.teacher, "float": networks.student, "ptq": exportable(networks.calibrated), "model": exportable(networks.twin)}
-    for name, module in files.items():
-        write_bytes(context.folder / f"{name}.onnx", to_bytes(_as_onnx(module, qat.spec.contract, profile)))
-    write_json(context.folder / CONTRACT_FILE, contract_of(qat.spec.contract, profile))
+    contract = qat.spec.contract
+    write_bytes(context.folder / "model.onnx", _as_onnx(exportable(networks.twin), contract, profile))
+    write_json(context.folder / CONTRACT_FILE, contract_of(contract, profile))
     _check_rules(context, profile)
+    for name, module in (("teacher", networks.teacher), ("float", networks.student), ("ptq", exportable(networks.calibrated))):
+        write_bytes(context.folder / f"{name}.onnx", _as_onnx(module, contract, profile))
     split = inputs.data.validation
     chosen = numpy_stream(context.seed, "export/parity").permutation(len(split))[: config.parity_samples].astype(np.int64)
     x = split.read(chosen)
@@ -82,8 +82,8 @@ def contract_of(contract: InputContract, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _as_onnx(module: nn.Module, contract: InputContract, profile: Profile) -> ModelProto:
-    return to_onnx(module, contract.shape, opset=profile.opset, static_batch=profile.static_batch if profile.batch == "static" else None)
+def _as_onnx(module: nn.Module, contract: InputContract, profile: Profile) -> bytes:
+    return to_bytes(to_onnx(module, contract.shape, opset=profile.opset, static_batch=profile.static_batch if profile.batch == "static" else None))
 
 
 def _check_rules(context: Context, profile: Profile) -> None:
