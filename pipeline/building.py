@@ -1,5 +1,6 @@
 """One build from the project's folder to its bundles and report: what `kdpipe build` and `kdpipe plan` do, as functions."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ def build(
     `overrides`: `distill.epochs=3`. Missed budgets do not raise: see `verdicts` and `exit_code`. Raises KdpipeError for
     everything that a user can mend; finished steps stay in the store, and the same call goes on from there.
     """
+    _let_idle_threads_sleep()
     folder = _project_folder(project)
     say = progress or SilentProgress()
     store = Store(folder)
@@ -53,6 +55,7 @@ def plan(project: Path | str = ".", *, targets: Sequence[str] = (), until: str |
     """What `build` with the same arguments would run and why; nothing is changed."""
     folder = _project_folder(project)
     _toml(folder)  # before torch is imported for nothing
+    _let_idle_threads_sleep()
     from kdpipe.pipeline.config import read_config
     from kdpipe.pipeline.planning import make_plan
     from kdpipe.pipeline.stages import load_stages
@@ -113,6 +116,7 @@ def _build(
     running = [planned.step.name for planned in made.steps if planned.state == "run"]
     progress.say(f"{len(made.steps)} steps: {len(running)} to run, {len(made.steps) - len(running)} kept")
     if running:
+        _say_if_busy(made.threads, progress)
         note_build(store, [planned.step for planned in made.steps], finished=False)
     results = run_plan(made, stages, store, progress)
     result = BuildResult(folder, config.name, config.resolved, command, tuple(config.targets), results)
@@ -149,6 +153,24 @@ def _watched(config: "Config") -> Watch | None:
     code = [path for _, paths in code_files(config.resolved, config.project).values() for path in paths]
     profiles = {name: (str(target.profile_path), target.variant, target.profile.digest) for name, target in config.targets.items() if target.profile_path}
     return watch(config.project, config.resolved, code, profiles)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Torch's threads wait for each other without spinning; takes effect where torch is not loaded yet.
+
+    Measured on 2 cores with 5 other busy processes: an epoch of a ResNet-20 teacher took 185 s with spinning threads, 5 s with sleeping ones.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _say_if_busy(threads: int, progress: "Progress") -> None:
+    """A word of warning where threads will wait for a core: together they are then many times slower than one."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads > 1 and load > cores:
+        progress.say(
+            f"this machine is busy (load {load:.1f} on {cores} cores): {threads} threads will be slow together; [project] threads = 1 may be much faster"
+        )
 
 
 def _told(progress: "Progress", message: str) -> Callable[[], None]:

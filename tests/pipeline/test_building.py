@@ -1,5 +1,6 @@
 """The command line on real stages: one small project is built once, and each test goes on from a copy of it."""
 
+import io
 import json
 import os
 import re
@@ -15,9 +16,12 @@ import numpy as np
 import pytest
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.pipeline import build, plan
+from kdpipe.pipeline import build, building, plan
 from kdpipe.pipeline.building import command_line, rewritten
+from kdpipe.pipeline.progress import PlainProgress
 from kdpipe.tasks.data import digits
+
+COMMANDS_PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
 KDPIPE_TOML = """\
 [project]
@@ -272,6 +276,42 @@ def test_a_report_of_a_build_that_is_not_finished_is_refused(fresh: Path) -> Non
     assert problem.message == "the build is not finished: 14 steps are missing, first teacher"
     assert problem.at == str(fresh)
     assert problem.do == "run kdpipe build"
+
+
+SLEEPS = """
+import os, sys
+from kdpipe.pipeline import plan
+from kdpipe.foundation.errors import ConfigError
+assert "torch" not in sys.modules
+plan(sys.argv[1], until="teacher")
+assert "torch" in sys.modules
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(("own", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")], ids=["by default", "the user's own"])
+def test_torchs_threads_sleep_while_they_wait(fresh: Path, own: str | None, policy: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    told = subprocess.run([sys.executable, "-c", SLEEPS, str(fresh)], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout == f"{policy}\n"
+
+
+@pytest.mark.parametrize(("threads", "load", "warned"), [(2, 99.0, True), (1, 99.0, False), (2, 0.1, False)], ids=["busy", "one thread", "idle"])
+def test_a_busy_machine_is_told_where_threads_would_wait(threads: int, load: float, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    building._say_if_busy(threads, PlainProgress(stream))
+    assert ("this machine is busy (load 99.0 on " in stream.getvalue()) == warned
+
+
+@pytest.mark.slow
+def test_the_python_of_the_commands_page_runs(built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
+    shutil.copytree(built[0], tmp_path / "my-project")
+    (block,) = re.findall(r"```python\n(.*?)```", COMMANDS_PAGE.read_text(), re.DOTALL)
+    told = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[0] == "teacher keep ()"
+    assert told.stdout.splitlines()[-1].startswith("0 ")
 
 
 def test_the_command_in_a_bundle_makes_it_again_from_the_projects_folder() -> None:
