@@ -52,7 +52,7 @@ class PruneConfig(TrainingConfig, extra="forbid", frozen=True):
     max_ratio: float = Field(0.7, gt=0, lt=1, description="largest share of any layer's channels that may go")
     ignored_layers: tuple[str, ...] = Field((), description="names of layers whose outputs stay whole; the logits always do")
     epochs: int = Field(9, ge=1, description="passes of fine-tuning, shared between the steps (at least one each)")
-    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="highest learning rate of each step's schedule")
+    learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="highest learning rate of each step's schedule")
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
