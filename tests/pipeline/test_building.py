@@ -229,7 +229,7 @@ def test_an_interrupted_build_exits_with_130_and_says_how_to_go_on(fresh: Path, 
         while (line := process.stderr.readline()) and not line.startswith("teacher 2/500: "):  # an epoch is done, and its checkpoint written
             pass
         process.send_signal(number)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopped in teacher; finished steps are kept: the same command goes on from here" in rest
     assert "Traceback" not in rest

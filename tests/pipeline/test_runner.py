@@ -187,10 +187,10 @@ def _inside(process: "subprocess.Popen[str]", stage: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
 def test_a_killed_build_goes_on_where_it_stopped(project: Path, tiny: ModuleType, number: signal.Signals) -> None:
-    with _started(project, TINY_STAGE="distill", TINY_SLEEP="60") as process:
+    with _started(project, TINY_STAGE="distill") as process:
         _inside(process, "distill")
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=120)
     if number == signal.SIGINT:
         assert "stopped in distill; finished steps are kept (teacher, score-teacher): the same command goes on from here" in told
     states, said = _run(project, tiny, until="distill")
@@ -202,11 +202,17 @@ def test_a_killed_build_goes_on_where_it_stopped(project: Path, tiny: ModuleType
 
 @pytest.mark.slow
 def test_of_two_builds_at_once_the_second_waits_and_finds_the_steps_kept(project: Path, tiny: ModuleType) -> None:
-    with _started(project, TINY_STAGE="distill", TINY_SLEEP="6") as first:
+    with _started(project, TINY_STAGE="distill") as first:
         _inside(first, "distill")
         with _started(project) as second:
-            out, told = second.communicate(timeout=60)
-        own, _ = first.communicate(timeout=60)
+            assert second.stderr is not None
+            told = ""
+            while "waiting" not in told and (line := second.stderr.readline()):
+                told += line
+            (project / "go").touch()
+            out, rest = second.communicate(timeout=120)
+        own, _ = first.communicate(timeout=120)
+    told += rest
     assert "distill: another build of this project is at it, waiting for it to finish" in told
     assert "distill: kept, another build has just finished it" in told
     assert json.loads(out)["distill"] == "kept"

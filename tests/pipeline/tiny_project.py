@@ -1,7 +1,7 @@
 """A project whose stages are real but tiny: each writes a file that follows from its inputs, its configuration and the data.
 
 `python tiny_project.py PROJECT` builds it, in a process of its own that a test can kill. Each stage counts its runs in
-PROJECT/runs/, and sleeps for TINY_SLEEP seconds in the stage named by TINY_STAGE, after it has left a mark in its work folder.
+PROJECT/runs/, and waits in the stage named by TINY_STAGE until PROJECT/go is there, after it has left a mark in its work folder.
 """
 
 import hashlib
@@ -94,7 +94,8 @@ def run(inputs: Inputs, config: BaseModel, context: Context) -> Path:
     half.write_text("half")
     if os.environ.get("TINY_STAGE") == stage:
         print(f"inside {stage}", flush=True)
-        time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
+        while not (context.project / "go").exists():
+            time.sleep(0.05)
     half.unlink()
     context.progress.say(f"{stage}: resumed" if resumed else f"{stage}: from the start")
     told: dict[str, Any] = {name: hashlib.sha256((folder / "weights.txt").read_bytes()).hexdigest() for name, folder in sorted(inputs.artifacts.items())}
