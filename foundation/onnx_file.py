@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
+from kdpipe.foundation.exporter_registry import kept_registry
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -83,7 +84,7 @@ def _exported_program(module: nn.Module, example: Tensor, *, dynamic: bool) -> t
 
 def _converted(program: torch.export.ExportedProgram, opset: int) -> ModelProto:
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), kept_registry():
             converted = torch.onnx.export(program, dynamo=True, opset_version=opset, input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], verbose=False)
     except Exception as error:
         text = "\n".join(str(each) for each in _causes(error))

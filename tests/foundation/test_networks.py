@@ -108,7 +108,7 @@ def test_equal_networks_give_equal_files(network, tmp_path):
     ("factory", "message", "do"),
     [
         ("nowhere.to.be.found:net", "cannot import 'nowhere.to.be.found'", "check the spelling"),
-        (f"{__name__}:smal", "has no 'smal'", "did you mean 'small'?"),
+        (f"{__name__}:smalls", "has no 'smalls'", "did you mean 'small'?"),
         (f"{__name__}:failing", "failed: ValueError: no such thing", "call it with {} yourself and mend it"),
         (f"{__name__}:number", "returned int, not an nn.Module", "return the network"),
         (f"{__name__}:pair", "returns tuple, (2, 3) is needed: (batch, classes)", "return one tensor of logits"),

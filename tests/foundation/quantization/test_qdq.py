@@ -15,6 +15,17 @@ from kdpipe.foundation.quantization.fake_quant import InputQuantizer
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
 
+LAYERS = {
+    "residual": {"QLinearConv": 3, "QGemm": 1},
+    "functional": {"QLinearConv": 3, "QGemm": 1},
+    "twice": {"QLinearConv": 3, "QGemm": 1},
+    "smooth": {"QLinearConv": 4, "QGemm": 1},
+    "perceptron": {"QGemm": 2},
+}
+"""kind of network to its layers in ONNX Runtime's optimised graph"""
+
+DEFAULT = Scheme()
+
 
 @pytest.fixture(scope="module")
 def exported(network, samples):
@@ -27,7 +38,7 @@ def exported(network, samples):
         frozen = freeze(twin)
         return frozen, to_onnx(exportable(frozen), (1, 8, 8), opset=19, static_batch=None)
 
-    return lambda kind="residual", scheme=Scheme(): made(kind, scheme)
+    return lambda kind="residual", scheme=DEFAULT: made(kind, scheme)
 
 
 def constants(model):
@@ -38,7 +49,10 @@ def operators(model):
     return collections.Counter(node.op_type for node in model.graph.node)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(), Scheme(activation_signed=True, activation_symmetric=True, weight_bits=8)], ids=["u8-7", "s8-8"])
+SIGNED = Scheme(activation_signed=True, activation_symmetric=True, weight_bits=8)
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [*((kind, Scheme()) for kind in sorted(LAYERS)), ("residual", SIGNED)])
 def test_the_file_computes_what_the_twin_computes(exported, kind, scheme, samples):
     twin, model = exported(kind, scheme)
     x = samples(16, 4)
@@ -101,9 +115,7 @@ def test_nodes_are_called_after_the_modules(exported):
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    ("kind", "layers"), [("residual", {"QLinearConv": 3, "QGemm": 1}), ("functional", {"QLinearConv": 3, "QGemm": 1}), ("twice", {"QLinearConv": 3, "QGemm": 1}), ("smooth", {"QLinearConv": 4, "QGemm": 1}), ("perceptron", {"QGemm": 2})]
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "layers"), LAYERS.items(), ids=LAYERS)
 def test_onnx_runtime_fuses_every_layer_of_networks_as_users_write_them(exported, kind, layers, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
