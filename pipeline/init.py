@@ -15,7 +15,7 @@ from kdpipe.tasks.networks.named import default_networks
 
 DEFAULT_DATA = "digits"
 
-_SAMPLES_TO_SEE = 40_000  # of training samples, over all epochs of the teacher: enough for sets of any size to settle
+_SAMPLES_TO_SEE = 40_000  # training samples, over all epochs of the student: enough for sets of any size to settle
 _EPOCHS = (8, 30)
 
 
@@ -81,7 +81,10 @@ def _chosen(name: str, data: DataSplits, *, given: bool) -> tuple[_Choices, list
     reasons = [
         (f"data {name}", facts if given else f"none was named, and these come with kdpipe; {facts}"),
         (f"teacher {teacher}, student {student}", f"fit images of {size}"),
-        (f"{epochs} epochs", f"about {_SAMPLES_TO_SEE:,} samples seen, at least {low} epochs, at most {high}"),
+        (
+            f"{_teacher_epochs(epochs)} epochs for the teacher, {epochs} for the student",
+            f"about {_SAMPLES_TO_SEE:,} samples seen, {low} to {high} epochs; half for the larger network",
+        ),
         (f"epsilon {epsilon}", why_epsilon),
         ("targets cpu and arm", "both are built on this machine; a device of yours is named in [devices]"),
     ]
@@ -103,7 +106,7 @@ data = {_quoted(choices.data)}
 [teacher]                            # or your own: network = "package.module:factory", weights = "path.safetensors"
 network = {_quoted(choices.teacher)}
 objective = "trades"                 # a robust teacher; "plain" for an ordinary one
-epochs = {choices.epochs}
+epochs = {_teacher_epochs(choices.epochs)}
 [teacher.attack]
 epsilon = {choices.epsilon}
 
@@ -136,6 +139,11 @@ corruptions = "standard"
 # size_kb = 200
 # p90_ms = 8.0
 """
+
+
+def _teacher_epochs(epochs: int) -> int:
+    """Half the student's: a step of the larger network takes some three times as long, and it settles in fewer."""
+    return max(_EPOCHS[0], epochs // 2)
 
 
 def _quoted(text: str) -> str:

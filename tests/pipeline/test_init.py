@@ -15,7 +15,11 @@ def test_without_data_the_digits_are_taken_and_it_says_why(tmp_path: Path) -> No
     written = initialise(tmp_path / "new")
     assert written.path == tmp_path / "new" / "kdpipe.toml"
     assert written.choices[0] == ("data digits", "none was named, and these come with kdpipe; 10 classes, 8×8 grey, 1079 / 179 / 539 train / validation / test")
-    assert [choice for choice, _ in written.choices[1:4]] == ["teacher resnet-20, student resnet-8", "30 epochs", "epsilon 0.1"]
+    assert [choice for choice, _ in written.choices[1:4]] == [
+        "teacher resnet-20, student resnet-8",
+        "15 epochs for the teacher, 30 for the student",
+        "epsilon 0.1",
+    ]
 
 
 def test_what_is_written_is_a_configuration_without_a_mistake(tmp_path: Path) -> None:
