@@ -21,6 +21,7 @@ from kdpipe.foundation.plugins import imported
 from kdpipe.foundation.pruning import PruningPlan, replay_
 from kdpipe.foundation.quantization.engine import twin_of
 from kdpipe.foundation.quantization.scheme import QuantizationPlan
+from kdpipe.foundation.randomness import lent_to_torch
 
 SPEC_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -137,17 +138,13 @@ def _adopted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tens
 
 def _built(spec: NetworkSpec, generator: torch.Generator, *, at: str) -> nn.Module:
     factory = imported(spec.factory, at=at)
-    # Layers initialise themselves from torch's global generator: lend it our stream and give it back.
-    state = torch.random.get_rng_state()
-    torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=generator)))
     try:
-        body = factory(**spec.arguments)
+        with lent_to_torch(generator):
+            body = factory(**spec.arguments)
     except Exception as error:  # a user's factory may raise anything
         raise ConfigError(
             f"the factory {spec.factory!r} failed: {type(error).__name__}: {error}", at=at, do=f"call it with {spec.arguments} yourself and mend it"
         ) from error
-    finally:
-        torch.random.set_rng_state(state)
     if not isinstance(body, nn.Module):
         raise ConfigError(f"the factory {spec.factory!r} returned {type(body).__name__}, not an nn.Module", at=at, do="return the network")
     module = Normalized(body, spec.mean, spec.std, len(spec.contract.shape), spec.contract.low, spec.contract.high)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from kdpipe.foundation.networks import Network
-from kdpipe.foundation.randomness import stream
+from kdpipe.foundation.randomness import lent_to_torch, stream
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.stages.objectives.objective import Objective, Setting, Step, Teacher
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import batching, lent_global_stream
+from kdpipe.stages.training import batching
 from kdpipe.tasks.data.batches import batches
 
 
@@ -25,7 +25,7 @@ def objective_gradients(
     modules = () if teacher is None else (teacher.module,)
     example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
     sums = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
-    with quiet(*modules), lent_global_stream(stream(context.seed, f"{label}/gradients/layers")):
+    with quiet(*modules), lent_to_torch(stream(context.seed, f"{label}/gradients/layers")):
         auxiliary = objective.auxiliary(Setting(module, modules, example, len(split)))
         attack = stream(context.seed, f"{label}/gradients/attack")
         order = batches(split, size, generator=stream(context.seed, f"{label}/gradients/order"), drop_last=drop_last)

@@ -28,8 +28,8 @@ from kdpipe.robustness.samples import Samples, stratified
 from kdpipe.robustness.scorecard import Threat
 from kdpipe.stages.judged_examples import write_examples
 from kdpipe.stages.macs import count_macs, count_parameters
+from kdpipe.stages.memory_format import channels_last
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import fast_layout
 
 VERSION = 1
 TOOLS = ("torch", "numpy", "pillow", "safetensors")
@@ -137,7 +137,7 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     network = load_network(folder)
     questions = questions_of(samples, config, context.seed)
     predictor = TorchPredictor(network.module)
-    with quiet(network.module), fast_layout(network.module):
+    with quiet(network.module), channels_last(network.module):
         replays = list(_attacks(network, subject, samples, questions, config, context))
         curve = _curve(network.module, samples, questions, config) if config.attacks else ()
         judgement = judge(predictor, samples, questions, _described(network, folder, subject), replays=replays, curve=curve)
