@@ -58,5 +58,7 @@ def told_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnavailableError(
-            f"cannot write: {error.strerror or error}", at=path, do="free space or choose a writable folder, then run the same command again; finished work is kept"
+            f"cannot write: {error.strerror or error}",
+            at=path,
+            do="free space or choose a writable folder, then run the same command again; finished work is kept",
         ) from error
