@@ -1,10 +1,12 @@
-"""Looking into networks: the outputs of named modules, and which modules end a stage."""
+"""Looking into networks: the outputs of named modules, which modules end a stage, and which of two networks' layers belong together."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
@@ -51,6 +53,51 @@ def output_shapes(module: nn.Module, names: Sequence[str], example: Tensor, *, a
             some = ", ".join(list(stage_ends(module, example))[:6])
             raise ConfigError(f"no layer {name!r} runs in the network", at=at, do=f"layers that end a stage: {some}; absent keys choose by themselves")
     return {name: ran[name] for name in names}
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A student's module, the teacher's that it follows, and the shapes of their outputs for an example."""
+
+    student: str
+    teacher: str
+    student_shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+
+
+def layer_pairs(
+    student: nn.Module, teacher: nn.Module, example: Tensor, student_layers: Sequence[str] | None, teacher_layers: Sequence[str] | None, *, at: str
+) -> tuple[LayerPair, ...]:
+    """The named layers in pairs; where none are named, the stages' ends, paired from the output backwards. In the networks' order, at least one.
+
+    Both lists are given, of equal length, or neither. `at`: who asks. ConfigError where a layer is not there, or no pair is found.
+    """
+    if student_layers is not None and teacher_layers is not None:
+        ours = output_shapes(student, student_layers, example, at="student_layers")
+        theirs = output_shapes(teacher, teacher_layers, example, at="teacher_layers")
+        names = list(zip(student_layers, teacher_layers, strict=True))
+    else:
+        ours, theirs = stage_ends(student, example), stage_ends(teacher, example)
+        names = list(zip(reversed(ours), reversed(theirs), strict=False))[::-1]
+    if not names:
+        raise ConfigError("no hidden layers found to compare", at=at, do="give student_layers and teacher_layers, or choose kd")
+    return tuple(LayerPair(a, b, ours[a], theirs[b]) for a, b in names)
+
+
+def require_whole_pairs(student_layers: Sequence[str] | None, teacher_layers: Sequence[str] | None) -> None:
+    """ValueError, as a model's validator raises it, unless both lists are absent or of equal length."""
+    if (student_layers is None) != (teacher_layers is None):
+        raise ValueError("student_layers and teacher_layers go together: give both, or neither")
+    if student_layers is not None and teacher_layers is not None and len(student_layers) != len(teacher_layers):
+        raise ValueError(f"{len(student_layers)} student_layers and {len(teacher_layers)} teacher_layers cannot be paired")
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps (batch, channels, h, w), the larger average-pooled to the smaller; outputs that are no maps as they are."""
+    if student.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
 def _outputs_in_order(module: nn.Module, example: Tensor, *, all_of_them: bool = False) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import output_shapes, stage_ends, watched
+from kdpipe.stages.objectives.hidden import LayerPair, layer_pairs, require_whole_pairs, same_size, watched
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
@@ -48,25 +48,13 @@ class Hierarchical(Objective):
 
     @model_validator(mode="after")
     def _pairs_are_whole(self) -> Self:
-        if (self.student_layers is None) != (self.teacher_layers is None):
-            raise ValueError("student_layers and teacher_layers go together: give both, or neither")
-        if self.student_layers is not None and self.teacher_layers is not None and len(self.student_layers) != len(self.teacher_layers):
-            raise ValueError(f"{len(self.student_layers)} student_layers and {len(self.teacher_layers)} teacher_layers cannot be paired")
+        require_whole_pairs(self.student_layers, self.teacher_layers)
         return self
 
     def auxiliary(self, setting: Setting) -> nn.Module:
         """The layer pairs with their projectors."""
-        student, teacher = setting.student, setting.teachers[0]
-        if self.student_layers is not None and self.teacher_layers is not None:
-            ours = output_shapes(student, self.student_layers, setting.example, at="student_layers")
-            theirs = output_shapes(teacher, self.teacher_layers, setting.example, at="teacher_layers")
-            pairs = list(zip(self.student_layers, self.teacher_layers, strict=True))
-        else:
-            ours, theirs = stage_ends(student, setting.example), stage_ends(teacher, setting.example)
-            pairs = list(zip(reversed(ours), reversed(theirs), strict=False))[::-1]
-        if not pairs:
-            raise ConfigError("no hidden layers found to compare", at="hierarchical", do="give student_layers and teacher_layers, or choose kd")
-        return LayerPairs([(ours[a], theirs[b]) for a, b in pairs], pairs, self.match)
+        pairs = layer_pairs(setting.student, setting.teachers[0], setting.example, self.student_layers, self.teacher_layers, at=self.name)
+        return LayerPairs(pairs, self.match)
 
     def loss(self, step: Step) -> Loss:
         """All three terms at this point of the training; one pass through each network."""
@@ -87,33 +75,26 @@ class Hierarchical(Objective):
 class LayerPairs(nn.Module):
     """Which student layer follows which teacher layer, and the projectors between them."""
 
-    def __init__(self, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]], names: list[tuple[str, str]], match: str) -> None:
+    def __init__(self, pairs: tuple[LayerPair, ...], match: str) -> None:
         super().__init__()
-        self.student_layers = tuple(ours for ours, _ in names)
-        self.teacher_layers = tuple(theirs for _, theirs in names)
+        self.student_layers = tuple(pair.student for pair in pairs)
+        self.teacher_layers = tuple(pair.teacher for pair in pairs)
         self.match = match
-        for (ours, theirs), (student_shape, teacher_shape) in zip(names, shapes, strict=True):
-            _require_comparable(ours, student_shape, theirs, teacher_shape, match)
-        self.projectors = nn.ModuleList(_projector(ours, theirs) if match == "features" else nn.Identity() for ours, theirs in shapes)
+        for pair in pairs:
+            _require_comparable(pair, match)
+        self.projectors = nn.ModuleList(_projector(pair.student_shape, pair.teacher_shape) if match == "features" else nn.Identity() for pair in pairs)
 
     def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """The mean over the pairs of their distance, from outputs by module name; a scalar."""
         distances = []
         for ours, theirs, projector in zip(self.student_layers, self.teacher_layers, self.projectors, strict=True):
-            a, b = _same_size(student[ours], teacher[theirs].detach())
+            a, b = same_size(student[ours], teacher[theirs].detach())
             distances.append(attention_distance(a, b) if self.match == "attention" else feature_distance(projector(a), b))
         return torch.stack(distances).mean()
 
 
 def _attention(maps: Tensor) -> Tensor:
     return F.normalize(widened(maps).square().sum(dim=1).flatten(1), dim=1)
-
-
-def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    if student.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
-        return student, teacher
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
 
 
 def _projector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
@@ -123,11 +104,13 @@ def _projector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
     return nn.Identity() if student[-1] == teacher[-1] else nn.Linear(student[-1], teacher[-1], bias=False)
 
 
-def _require_comparable(ours: str, student: tuple[int, ...], theirs: str, teacher: tuple[int, ...], match: str) -> None:
+def _require_comparable(pair: LayerPair, match: str) -> None:
+    student, teacher = pair.student_shape, pair.teacher_shape
     if len(student) != len(teacher):
-        raise ConfigError(f"layer {ours!r} gives {student} and {theirs!r} {teacher}: not comparable", at="hierarchical", do="pair layers of one kind")
+        problem = f"layer {pair.student!r} gives {student} and {pair.teacher!r} {teacher}: not comparable"
+        raise ConfigError(problem, at="hierarchical", do="pair layers of one kind")
     if match == "attention" and len(student) != 4:
-        raise ConfigError(f"layer {ours!r} gives {student}: attention needs feature maps", at="hierarchical", do="set match = 'features'")
+        raise ConfigError(f"layer {pair.student!r} gives {student}: attention needs feature maps", at="hierarchical", do="set match = 'features'")
 
 
 plugin = Hierarchical
