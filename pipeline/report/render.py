@@ -19,10 +19,13 @@ from kdpipe.pipeline.budgets import Verdict
 from kdpipe.pipeline.report import numbers, sections
 from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
+from kdpipe.pipeline.report.pruning import pruning
+from kdpipe.pipeline.report.rules import Rules, rules
 from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult, StepResult
 from kdpipe.robustness.scorecard import Figure, MaskingCheck, Scorecard
 from kdpipe.stages.parity import Parity
+from kdpipe.stages.prune import PruningReport
 from kdpipe.stages.qat import Outcome
 from kdpipe.targets.measurements import Bench
 
@@ -58,6 +61,7 @@ class TargetSections:
     bench: Bench | None
     latency_charts: tuple[tuple[str, Markup], ...]
     nodes: tuple[sections.Nodes, ...]
+    rules: Rules | None
     parity: Parity | None
     quantization: Outcome | None
     beside: tuple[sections.Beside, ...]
@@ -76,6 +80,7 @@ class Page:
     attacks: tuple[str, ...]
     staircase: tuple[Markup, Markup] | None
     samples_told: str
+    pruning: PruningReport | None
     epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
     samples: tuple[Gallery, ...]
@@ -95,12 +100,14 @@ class Page:
         """Anchor and title of the sections that are there."""
         shown = {
             "stages": ("Stages", True),
+            "pruning": ("Pruning", self.pruning is not None),
             "epsilon": ("Epsilon", bool(self.epsilon)),
             "corruptions": ("Corruptions", bool(self.heat)),
             "samples": ("Samples", bool(self.samples)),
             "reliability": ("Calibration", bool(self.reliability)),
             "latency": ("Latency", True),
             "nodes": ("Node precision", self.has_nodes),
+            "rules": ("Target's rules", self.has_rules),
             "parity": ("Parity", self.has_parity),
             "ptq": ("PTQ and QAT", self.has_beside),
             "masking": ("Masking checks", bool(self.masking)),
@@ -119,6 +126,11 @@ class Page:
     def has_nodes(self) -> bool:
         """Whether a runtime explained itself."""
         return any(tail.nodes for tail in self.targets)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether a file was held against its target's rules."""
+        return any(tail.rules for tail in self.targets)
 
     @property
     def has_parity(self) -> bool:
@@ -166,6 +178,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         attacks=tuple(dict.fromkeys(attack.name for it in judged for attack in it.card.attacks)),
         staircase=sections.staircase(judged) if judged else None,
         samples_told=_samples_told(judged),
+        pruning=pruning(build),
         epsilon=_epsilon_charts(results, tails),
         heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
         samples=tuple(found for tail in tails if tail.samples and (found := gallery(_gallery_name(tail), tail.samples, results.labels))),
@@ -256,6 +269,7 @@ def _target_sections(results: Results, tail: TargetResults) -> TargetSections:
         bench=tail.bench,
         latency_charts=sections.latency_charts(tail),
         nodes=sections.nodes(tail),
+        rules=rules(tail),
         parity=tail.parity,
         quantization=tail.quantization,
         beside=sections.beside(tail),

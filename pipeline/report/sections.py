@@ -228,8 +228,10 @@ def _accuracy_tile(title: str, file: Judged, teacher: Judged | None, figure: Fig
 
 
 def _attacks_told(file: Judged) -> str:
-    epsilons = sorted({attack.epsilon for attack in file.card.attacks})
-    return f"worst of {', '.join(attack.name for attack in file.card.attacks)} at ε = {', '.join(f'{e:.3g}' for e in epsilons)}"
+    """The attacks that `robust` is the worst of; one that met fewer of the samples says how many."""
+    attacks, all_of_them = file.card.attacks, file.card.robust.n
+    told = [attack.name if attack.accuracy.n == all_of_them else f"{attack.name} (on {numbers.count(attack.accuracy.n)})" for attack in attacks]
+    return f"worst of {', '.join(told)} at ε = {', '.join(f'{e:.3g}' for e in sorted({attack.epsilon for attack in attacks}))}"
 
 
 def _latency_tile(tail: TargetResults) -> Tile:

@@ -23,15 +23,28 @@ from kdpipe.robustness.intervals import accuracy
 from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
 from kdpipe.stages.parity import Parity, compared
+from kdpipe.stages.prune import Cost, PruningReport, PruningStep
 from kdpipe.stages.qat import Outcome
 from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
+from kdpipe.targets.lint import LintFinding
 from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, NoiseCheck, Percentile, Start
 
 N = 540
 TINY_PROJECT = Path(__file__).with_name("tiny_project.py")
 ORT, OPENVINO = "onnxruntime 1.32.0 CPU", "openvino 2026.4.1 CPU"
 SEVERITY_LOSS = (0, 2, 5, 11, 22)
+PRUNING = PruningReport(
+    before=Cost(macs=2_400_000, parameters=77_000),
+    after=Cost(macs=1_500_000, parameters=41_000),
+    speedup=1.6,
+    steps=(
+        PruningStep(after=Cost(macs=1_900_000, parameters=58_000), speedup=1.26, removed={"body.stem": 4, "body.stages.0": 8}),
+        PruningStep(after=Cost(macs=1_500_000, parameters=41_000), speedup=1.6, removed={"body.stages.0": 8}),
+    ),
+    layers={"body.stem": ((1, 16), (1, 12))},
+    whole={"body.head": "its channels are the network's outputs"},
+)
 CORRUPTIONS = {"gaussian-noise": 1.6, "jpeg": 0.4, "contrast": 1.0}
 
 
@@ -56,6 +69,7 @@ class BuildFolder:
     until: str | None = None
     runs: int = 400
     kept: Literal["ptq", "qat"] = "qat"
+    findings: tuple[LintFinding, ...] = ()
     weaker: dict[tuple[str, str], Model] = field(default_factory=dict)
     """what a file scores in one runtime where it is not as in `models`"""
     models: dict[str, Model] = field(
@@ -81,7 +95,10 @@ class BuildFolder:
             return folder
 
         for stage, model, seconds in (("teacher", "teacher", 31.0), ("distill", "student", 24.5), ("prune", "pruned", 9.25)):
-            self._train(step(stage, seconds), stage)
+            folder = step(stage, seconds)
+            self._train(folder, stage)
+            if stage == "prune":
+                write_text(folder / "pruning.json", PRUNING.model_dump_json())
             self._score(step(f"score-{stage}", 3.5), model, "network")
         for target in self.targets if self.until is None else ():
             self._quantize(step(f"qat@{target}", 7.75))
@@ -224,6 +241,7 @@ class BuildFolder:
             compared(f"twin → {ORT}", logits, logits, logits.argmax(1), tolerance=0.02, file="model.onnx"),
         )
         write_text(folder / "parity.json", Parity(rungs=rungs).model_dump_json())
+        write_json(folder / "lint.json", {"profile": folder.name.partition("@")[2], "findings": [finding.model_dump() for finding in self.findings]})
         write_bytes(folder / "model.onnx", model.SerializeToString())
         write_json(
             folder / "contract.json",

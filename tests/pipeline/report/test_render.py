@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 
 from kdpipe.pipeline.budgets import Budgets, Verdict, check_budgets
 from kdpipe.pipeline.report.render import headline, render, write_report
+from kdpipe.targets.lint import LintFinding
 
 VOID = {"meta", "img", "br", "link", "input"}
 HOSTILE = "<script>alert(1)</script>"
@@ -93,7 +95,8 @@ def test_every_section_of_the_design_is_there_and_can_be_reached(build_folder: A
     page = _page(build_folder, size_kb=100)
     headings = {attributes["id"] for attributes in page.all("h2") if "id" in attributes}
     links = {(attributes["href"] or "#")[1:] for attributes in page.all("a")}
-    expected = {"stages", "epsilon", "corruptions", "samples", "reliability", "latency", "nodes", "parity", "ptq", "masking", "gaps", "training", "provenance"}
+    expected = {"stages", "pruning", "epsilon", "corruptions", "samples", "reliability", "latency", "nodes", "rules", "parity", "ptq", "masking", "gaps"}
+    expected |= {"training", "provenance"}
     assert expected <= headings
     assert links == headings
 
@@ -118,6 +121,50 @@ def test_each_rung_of_the_ladder_says_whether_it_held(build_folder: Any) -> None
 def test_a_target_that_ships_the_calibrated_network_says_so(build_folder: Any) -> None:
     build_folder.kept = "ptq"
     assert "arm ships the calibrated network : fine-tuning was no better on validation" in _page(build_folder, "arm").text
+
+
+def test_pruning_is_told_cut_by_cut_and_layer_by_layer(build_folder: Any) -> None:
+    text = _page(build_folder).text
+    assert "Whole channels went, 2 times, each time with fine-tuning after it: 1.60 times fewer multiply-accumulates" in text
+    assert "distillation – 2.4 M – 77 k cut 1 12 1.9 M 1.26 58 k cut 2 8 1.5 M 1.60 41 k" in text
+    assert "body.stem 1 → 1 16 → 12" in text
+    assert "body.head – whole its channels are the network's outputs" in text
+
+
+def test_a_build_without_pruning_has_no_such_section(build_folder: Any) -> None:
+    build = build_folder.write()
+    unpruned = replace(build, results={name: result for name, result in build.results.items() if "prune" not in name})
+    page = Page(render(unpruned, (), None))
+    assert "pruning" not in {attributes.get("id") for attributes in page.all("h2")}
+
+
+def test_a_file_that_breaks_no_rule_is_told_so(build_folder: Any) -> None:
+    assert "cpu: none of the rules of the profile cpu is broken" in _page(build_folder, "cpu").text
+
+
+def test_a_finding_stands_with_its_node_and_remedy(build_folder: Any) -> None:
+    build_folder.findings = (LintFinding(node="head", rule="not-quantized", reason="Gemm runs in float", remedy="put Q/DQ before its input"),)
+    assert "not-quantized head Gemm runs in float put Q/DQ before its input" in _page(build_folder, "arm").text
+
+
+def test_an_attack_that_met_fewer_samples_says_how_many(build_folder: Any) -> None:
+    build = build_folder.write()
+    path = build.results["score-export@arm"].folder / "scorecards.json"
+    cards = json.loads(path.read_text())
+    for card in cards:
+        card["attacks"][0]["accuracy"]["n"] = 200
+    path.write_text(json.dumps(cards))
+    assert "worst of fgsm (on 200), pgd-20 at ε = 0.1" in Page(render(build, (), "arm")).text
+
+
+def test_a_rung_with_logits_that_are_not_finite_is_told_as_such(build_folder: Any) -> None:
+    build = build_folder.write()
+    path = build.results["export@arm"].folder / "parity.json"
+    parity = json.loads(path.read_text())
+    parity["rungs"][0] |= {"largest_difference": None, "mean_difference": None}
+    path.write_text(json.dumps(parity))
+    assert "network → twin not judged" in Page(render(build, (), "arm")).text
+    assert "not finite not finite" in Page(render(build, (), "arm")).text
 
 
 def test_a_failed_masking_check_is_said_in_words(build_folder: Any) -> None:
