@@ -155,8 +155,12 @@ class RobustObjective(Objective):
 
     def worst_case(self, step: Step, loss_per_sample: Callable[[Tensor], Tensor]) -> Tensor:
         """The batch moved within the attack's ball so that `loss_per_sample` of the student's logits is high; without a graph."""
+        return self.worst_case_for(step, lambda x_adv: loss_per_sample(step.student(x_adv)))
+
+    def worst_case_for(self, step: Step, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same for a per-sample loss of the moved batch itself, where a teacher looks at it as well: the gradient passes through `module` of each."""
         with under_attack(step):
-            return maximise(step.x, lambda x_adv: loss_per_sample(step.student(x_adv)), self.attack, step.generator)
+            return maximise(step.x, loss_of, self.attack, step.generator)
 
 
 @contextmanager
