@@ -6,6 +6,7 @@ that is wrong in one go.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ FILE = "kdpipe.toml"
 DEFAULT_TASK = "image-classification"
 DEFAULT_TARGET = "cpu"
 
+_FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_LONGEST_NAME = 100
+_FOLDER_NAME_RULE = f"up to {_LONGEST_NAME} letters, digits, '.', '_' and '-', the first a letter or digit"
+_TAKEN = "report.html"  # stands beside the targets' folders in dist/<project>/
+
 STAGE_SECTIONS = {"teacher": "teacher", "distill": "distill", "prune": "prune", "qat": "qat", "export": "export", "evaluate": "score", "bench": "bench"}
 """section to the stage that owns its model"""
 SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
@@ -39,7 +45,10 @@ class ProjectConfig(BaseModel, extra="forbid", frozen=True):
     """`[project]`."""
 
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the project and of its folder in dist/; default: the folder's name"
+        None,
+        pattern=_FOLDER_NAME,
+        max_length=_LONGEST_NAME,
+        description=f"name of the project and of its folder in dist/, {_FOLDER_NAME_RULE}; default: the folder's name",
     )
     seed: int = Field(0, ge=0, le=1_000_000_000, description="every random draw of the build follows from it")
     threads: int | None = Field(
@@ -251,6 +260,9 @@ def _target(
     project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceConfig], shared: Budgets
 ) -> tuple[Target | None, list[Problem]]:
     path: KeyPath = ("targets", name)
+    if not re.fullmatch(_FOLDER_NAME, name) or len(name) > _LONGEST_NAME or name == _TAKEN:
+        rule = f"it becomes a folder in dist/: {_FOLDER_NAME_RULE}, and not {_TAKEN}"
+        return None, [Problem(f"a target cannot be called {name!r}", source.at(path), rule)]
     section = Section(path, source)
     config, problems = checked(TargetConfig, table, section)
     if config is None:
@@ -281,7 +293,7 @@ def _tables(values: Any, path: KeyPath, source: TomlSource) -> tuple[dict[str, A
 def _name_of(project: Path) -> str:
     """The folder's name, made fit for a path in dist/."""
     kept = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in project.resolve().name)
-    return kept.strip(".-_") or "project"
+    return kept.strip(".-_")[:_LONGEST_NAME] or "project"
 
 
 def _order(problem: Problem, source: TomlSource) -> tuple[bool, int]:

@@ -166,6 +166,8 @@ def _problem(place: KeyPath, details: list[ErrorDetails], model: type[BaseModel]
         return Problem(f"{written}: {told['message']}", source.at(path), str(told["advice"]))
     if any(each["type"] in _RANGE_ERRORS for each in details):
         return _out_of_range(written, first["input"], place, field, source.at(path), first)
+    if first["type"] == "union_tag_invalid":
+        return _unknown_tag(_key_name(path), first, source.at(path))
     choices = [choice for each in details if each["type"] == "literal_error" for choice in _choices(each)]
     needed = list(dict.fromkeys(_NEEDED[each["type"]] for each in details if each["type"] in _NEEDED))
     if choices and isinstance(first["input"], str | int | float):
@@ -180,6 +182,17 @@ def _problem(place: KeyPath, details: list[ErrorDetails], model: type[BaseModel]
         return Problem(reason, source.at((*path, blamed)), _advice(_owner(model, (*place, blamed), section)[1]) or "correct it")
     message = f"{written}: {reason}" if place and not isinstance(first["input"], Mapping | BaseModel) else f"{title(path)}: {reason}"
     return Problem(message, source.at(path), _advice(field) or "correct it")
+
+
+def _unknown_tag(key: str, details: ErrorDetails, at: str) -> Problem:
+    """A table whose `name` is none of those that the list takes."""
+    told = details.get("ctx", {})
+    choices = [part.strip("' ") for part in str(told.get("expected_tags", "")).split(",")]
+    near = difflib.get_close_matches(str(told.get("tag", "")), choices, n=1)
+    one_of = ", ".join(_toml(choice) for choice in choices)
+    return Problem(
+        f"{key} is called {_toml(told.get('tag'))}, which is not one of {one_of}", at, f'did you mean "{near[0]}"?' if near else "choose one of them"
+    )
 
 
 def _out_of_range(written: str, value: Any, place: KeyPath, field: FieldInfo | None, at: str, details: ErrorDetails) -> Problem:

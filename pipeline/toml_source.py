@@ -79,7 +79,7 @@ def read_toml(path: Path) -> TomlSource:
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", at=path, do="check the path and its permissions") from error
     try:
-        text = content.decode()
+        text = content.decode().removeprefix("\ufeff")  # the mark with which some editors begin a UTF-8 file
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"byte 0x{content[error.start]:02x} is not UTF-8", at=f"{path.name}:{line}", do="save the file as UTF-8") from error

@@ -240,3 +240,29 @@ class Mine(Kd):
     assert (unknown.message, unknown.at) == ("unknown key 'weigt' in [distill]", "kdpipe.toml:15")
     assert unknown.do == "did you mean 'weight'? keys of [distill]: epochs, label_share, objective, temperature, weight"
     assert (cold.message, cold.at) == ("temperature = 0.0 is not above 0", "kdpipe.toml:16")
+
+
+@pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a/b", "report.html", "x" * 101], ids=["upwards", "empty", "hidden", "slash", "the report", "long"])
+def test_a_targets_name_cannot_lead_out_of_its_folder_in_dist(tiny: ModuleType, name: str) -> None:
+    problem = _one(tiny, PROJECT + f'[targets."{name}"]\nprofile = "cpu"\n')
+    assert problem.message == f"a target cannot be called {name!r}"
+    assert problem.at == "kdpipe.toml:31"
+    assert problem.do == "it becomes a folder in dist/: up to 100 letters, digits, '.', '_' and '-', the first a letter or digit, and not report.html"
+
+
+def test_a_projects_name_that_no_folder_can_have_says_what_it_may_be(tiny: ModuleType) -> None:
+    for name in ("../../x", "x" * 101):
+        problem = _one(tiny, PROJECT.replace('name = "digits"', f'name = "{name}"'))
+        assert problem.at == "kdpipe.toml:2"
+        assert problem.do == (
+            "it is: name of the project and of its folder in dist/, up to 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit; default: the folder's name"
+        )
+
+
+def test_a_misspelt_augmentation_is_answered_with_the_nearest(tiny: ModuleType) -> None:
+    for written in ('["flipp"]', '[{ name = "flipp" }]'):
+        problem = _one(tiny, PROJECT.replace('data = "digits"', f'data = "digits"\naugment = {written}'))
+        assert problem.message == 'augment[0] is called "flipp", which is not one of "flip", "crop", "noise", "blur"'
+        assert problem.at == "kdpipe.toml:8"
+        assert problem.do == 'did you mean "flip"?'

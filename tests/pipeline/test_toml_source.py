@@ -186,3 +186,11 @@ def test_a_set_through_a_value_is_refused_and_all_refusals_come_at_once() -> Non
     assert first.message == "'distill.epochs' is a value, not a table"
     assert first.do == "set it as a whole: --set distill.epochs=…"
     assert second.at == "--set nothing"
+
+
+def test_the_mark_that_windows_editors_put_in_front_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "kdpipe.toml"
+    path.write_bytes(b'\xef\xbb\xbf[task]\r\ndata = "digits"\r\n')
+    source = read_toml(path)
+    assert source.values == {"task": {"data": "digits"}}
+    assert source.at(("task", "data")) == "kdpipe.toml:2"
