@@ -76,6 +76,9 @@ def require_known_classes(labels: Int64Array, classes: tuple[str, ...], *, at: s
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise ConfigError(f"two classes are called {twice!r}", at=at, do="give each class a name of its own")
+    for label, name in enumerate(classes):  # they stand in reports, in JSON and on terminals
+        if not name.isprintable() or not name.strip():
+            raise ConfigError(f"the name of class {label} cannot be shown: {name!r}", at=at, do="give it a name of printable characters")
     if labels.max() >= len(classes):
         index = int(labels.argmax())
         raise ConfigError(

@@ -40,7 +40,7 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
                 raise ConfigError("this is not an .npz file of named arrays", at=path, do="write it with numpy.savez(path, images=…, labels=…)")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+                return {name: _array(arrays, name, path) for name in arrays.files}
     except FileNotFoundError as error:
         raise ConfigError("no such file", at=path, do="check [task] data; relative paths start at the project's folder") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
@@ -51,6 +51,17 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
                 "the file holds pickled objects, which are never read", at=path, do="store plain arrays: images of one size, labels as integers"
             ) from error
         raise ConfigError(f"the file is damaged or cut short: {error}", at=path, do="copy or make the file again") from error
+
+
+def _array(arrays: Mapping[str, npt.NDArray[Any]], name: str, path: Path) -> npt.NDArray[Any]:
+    try:
+        return arrays[name]
+    except (MemoryError, OverflowError) as error:  # what the array's header says is believed first
+        raise ConfigError(
+            f"the array {name!r} does not fit into memory",
+            at=path,
+            do="check that the file is whole; a set larger than memory: a folder of class folders, whose images stay on disk",
+        ) from error
 
 
 def class_names(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> tuple[str, ...] | None:

@@ -105,6 +105,9 @@ def test_unusable_labels_are_refused(labels, message, do, problem):
         pytest.param([0, 0], ("a",), "1 class found, at least 2 are needed", "another class", id="one class"),
         pytest.param([0, 2, 1], ("a", "b"), "label 2 at index 1 is out of range: there are 2 classes, 0 to 1", "mend the label", id="out of range"),
         pytest.param([0, 1], ("a", "a"), "two classes are called 'a'", "a name of its own", id="same name"),
+        pytest.param([0, 1], ("a", "\x1b[31mb"), "the name of class 1 cannot be shown: '\\x1b[31mb'", "printable", id="control character"),
+        pytest.param([0, 1], ("\udcff", "b"), "the name of class 0 cannot be shown: '\\udcff'", "printable", id="no unicode"),
+        pytest.param([0, 1], (" ", "b"), "the name of class 0 cannot be shown: ' '", "printable", id="blank"),
     ],
 )
 def test_labels_must_name_known_classes(labels, classes, message, do, problem):

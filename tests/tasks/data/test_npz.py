@@ -1,3 +1,6 @@
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -149,3 +152,17 @@ def test_class_names_that_are_no_texts_are_refused(arrays, npz, problem):
     assert told.message == "'classes' is int64 of the shape (3,)"
     assert told.at == str(path)
     assert told.do == "store one text for each class"
+
+
+@pytest.mark.parametrize("images", [10**9, 10**15, 10**30], ids=["784 GB", "784 PB", "no machine's"])
+def test_a_file_that_claims_more_images_than_fit_into_memory_is_told(images, tmp_path, problem):
+    header = repr({"descr": "|u1", "fortran_order": False, "shape": (images, 28, 28)}).encode().ljust(117) + b"\n"
+    path = tmp_path / "claims.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+
+    told = problem(lambda: load(path))
+
+    assert told.message == "the array 'images' does not fit into memory"
+    assert told.at == str(path)
+    assert told.do == "check that the file is whole; a set larger than memory: a folder of class folders, whose images stay on disk"
