@@ -29,7 +29,8 @@ _DISTRIBUTION = "kdpipe"
 _FRESH_NS = 2_000_000_000  # a file this young may be written again without its modification time changing
 _MOST_FILES = 50_000  # looking at more would take longer than the memo saves
 _MOST_MEMOS = 8
-_SKIPPED = {HOME, "dist", ".git", "__pycache__"}
+_SKIPPED = {HOME, ".git", "__pycache__"}
+_WRITTEN = "dist"  # where a kdpipe.toml stands: what the build itself writes; elsewhere it may be a class of images
 
 Stamps = dict[str, list[int]]
 """path to [size, modification time in ns]"""
@@ -169,8 +170,11 @@ def _stamps(roots: Iterable[Path]) -> Stamps:
     stamps: Stamps = {}
     for root in roots:
         if root.is_dir():
-            for folder, folders, names in os.walk(root):
-                folders[:] = [name for name in folders if name not in _SKIPPED]
+            seen: set[tuple[int, int]] = set()
+            _new(root, seen)
+            for folder, folders, names in os.walk(root, followlinks=True):
+                skipped = _SKIPPED | ({_WRITTEN} if "kdpipe.toml" in names else set())
+                folders[:] = [name for name in folders if name not in skipped and _new(Path(folder, name), seen)]
                 for name in names:
                     _stamp(Path(folder, name), stamps)
                 if len(stamps) > _MOST_FILES:
@@ -178,6 +182,18 @@ def _stamps(roots: Iterable[Path]) -> Stamps:
         else:
             _stamp(root, stamps)
     return stamps
+
+
+def _new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether the folder was not walked yet: links may lead in circles. It is then noted in `seen`."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return False
+    place = facts.st_dev, facts.st_ino
+    new = place not in seen
+    seen.add(place)
+    return new
 
 
 def _stamp(path: Path, stamps: Stamps) -> None:

@@ -173,3 +173,34 @@ def test_the_oldest_memos_go(remembered: Remembered) -> None:
         remember(remembered.store, f"key-{number}", remembered.watched, remembered.build, [])
     memos = remembered.store.recalled("memo.json")
     assert list(memos) == [f"key-{number}" for number in range(4, 12)]
+
+
+def test_a_class_folder_called_dist_or_behind_a_link_is_watched(project: Path) -> None:
+    for folder in ("images/dist", "elsewhere"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "1.png").write_text("x")
+        _age(project / folder / "1.png")
+    (project / "images" / "linked").symlink_to(project / "elsewhere")
+    (project / "images" / "linked" / "round").symlink_to(project / "images")  # a circle must end
+    resolved = {"task": {"data": "images"}}
+    digests = set()
+    for name in ("", "images/dist/2.png", "elsewhere/2.png"):
+        if name:
+            (project / name).write_text("x")
+            _age(project / name)
+        watched = watch(project, resolved, (), {})
+        assert watched is not None
+        digests.add(watched.digest)
+    assert len(digests) == 3
+
+
+def test_what_a_build_writes_into_its_project_is_not_taken_for_data(project: Path) -> None:
+    (project / "ant").mkdir()
+    (project / "ant" / "1.png").write_text("x")
+    for path in (project / "ant" / "1.png", project / "kdpipe.toml"):
+        _age(path)
+    first = watch(project, {"task": {"data": "."}}, (), {})
+    (project / "dist" / "tiny").mkdir(parents=True)
+    (project / "dist" / "tiny" / "report.html").write_text("x")
+    assert first is not None
+    assert watch(project, {"task": {"data": "."}}, (), {}) == first
