@@ -40,6 +40,10 @@ class Draws:
         """One generator for each sample, in order."""
         return (stream(self.seed, f"{self.name}/restart-{restart}/sample-{index}") for index in self.indices)
 
+    def of(self, part: str) -> "Draws":
+        """Those of one part of an attack, independent of its others."""
+        return Draws(self.seed, f"{self.name}/{part}", self.indices)
+
     def at(self, places: Tensor) -> "Draws":
         """Those of the samples at `places` (int64) alone."""
         return Draws(self.seed, self.name, self.indices[places.numpy()])
@@ -92,6 +96,12 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
     return others - own
+
+
+def other_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """The classes that are not the label, (n, classes - 1) int64, from the largest logit to the smallest: what targeted attacks aim at, in order."""
+    masked = logits.scatter(1, labels[:, None], float("-inf"))
+    return masked.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
 class Strongest:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.robustness.attacks.ball import l2_norms, per_sample, to_l2_ball_
 
 LossOf = Callable[[Tensor], Tensor]
 """Adversarial samples (batch, *shape) to per-sample losses (batch,)."""
@@ -55,7 +56,7 @@ def start_noise(shape: tuple[int, ...], attack: Attack, generator: torch.Generat
     # uniform in the L2 ball: a uniform direction, and a radius whose d-th power is uniform
     direction = torch.randn(shape, generator=generator)
     radius = torch.rand(shape[0], generator=generator).pow_(1 / direction[0].numel()).mul_(attack.epsilon)
-    return direction.mul_(_per_sample(radius / _norms(direction), direction))
+    return direction.mul_(per_sample(radius / l2_norms(direction), direction))
 
 
 def started(x: Tensor, noise: Tensor | None, attack: Attack) -> Tensor:
@@ -65,14 +66,14 @@ def started(x: Tensor, noise: Tensor | None, attack: Attack) -> Tensor:
     x_adv = x + noise.to(x)
     if attack.norm == "linf":
         return torch.clamp(x_adv, x - attack.epsilon, x + attack.epsilon).clamp_(0, 1)
-    return _to_l2_ball_(x_adv, x, attack.epsilon)
+    return to_l2_ball_(x_adv, x, attack.epsilon)
 
 
 def _linf_steps(x: Tensor, x_adv: Tensor, loss_of: LossOf, attack: Attack) -> Tensor:
     step_size = attack.resolved_step_size()
     low, high = (x - attack.epsilon).clamp_(0, 1), (x + attack.epsilon).clamp_(0, 1)
     for step in range(attack.steps):
-        gradient = _input_gradient(x_adv, loss_of, step)
+        _, gradient = losses_and_gradient(x_adv, loss_of, step)
         x_adv = x_adv.detach()  # same storage: the graph that held it is gone
         x_adv.add_(gradient.sign(), alpha=step_size)
         torch.clamp(x_adv, low, high, out=x_adv)
@@ -82,18 +83,23 @@ def _linf_steps(x: Tensor, x_adv: Tensor, loss_of: LossOf, attack: Attack) -> Te
 def _l2_steps(x: Tensor, x_adv: Tensor, loss_of: LossOf, attack: Attack) -> Tensor:
     step_size = attack.resolved_step_size()
     for step in range(attack.steps):
-        gradient = _input_gradient(x_adv, loss_of, step)
+        _, gradient = losses_and_gradient(x_adv, loss_of, step)
         x_adv = x_adv.detach()
         # a gradient may be tiny in float32 without being zero: scale by its largest value before its norm is taken
-        gradient = gradient / _per_sample(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
-        x_adv.add_(gradient * _per_sample(step_size / _norms(gradient), gradient))
-        x_adv = _to_l2_ball_(x_adv, x, attack.epsilon)
+        gradient = gradient / per_sample(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+        x_adv.add_(gradient * per_sample(step_size / l2_norms(gradient), gradient))
+        x_adv = to_l2_ball_(x_adv, x, attack.epsilon)
     return x_adv
 
 
-def _input_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> Tensor:
+def losses_and_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> tuple[Tensor, Tensor]:
+    """The samples' losses (n,) and the input's gradient (n, *shape), both detached; `x_adv` becomes a leaf that requires one.
+
+    Raises ConfigError when a loss is not finite; `step`, from 0, says when.
+    """
     with torch.enable_grad():
-        total = loss_of(x_adv.requires_grad_()).sum()
+        losses = loss_of(x_adv.requires_grad_())
+        total = losses.sum()
         if not torch.isfinite(total):
             raise ConfigError(
                 f"the attack's loss is {total.item()} at step {step + 1}",
@@ -101,21 +107,6 @@ def _input_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> Tensor:
                 do="its logits are not finite: lower the learning rate or epsilon, or check the weights and the data",
             )
         if not total.requires_grad:  # the network cuts its graph: there is nothing to follow, and `masking` tells of it
-            return torch.zeros_like(x_adv)
+            return losses.detach(), torch.zeros_like(x_adv)
         (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
-    return gradient
-
-
-def _to_l2_ball_(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    offset = x_adv.sub_(x)
-    offset.mul_(_per_sample((epsilon / _norms(offset)).clamp_max(1), offset))
-    return offset.add_(x).clamp_(0, 1)  # x lies in [0, 1], so this moves nothing away from x
-
-
-def _norms(offset: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(offset.flatten(1), dim=1)
-    return norms.clamp_min_(torch.finfo(offset.dtype).tiny)
-
-
-def _per_sample(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.dim() - 1))
+    return losses.detach(), gradient

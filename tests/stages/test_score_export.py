@@ -218,3 +218,30 @@ def test_without_attacks_files_are_judged_on_what_is_asked(tmp_path, data, artif
 def test_the_same_seed_gives_the_same_bytes(tmp_path, data, artifacts, cpu):
     judged(tmp_path, data, artifacts)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {path.name: path.read_bytes() for path in cpu[0].iterdir()}
+
+
+def test_every_attack_of_many_steps_is_crafted_by_name_and_replayed_on_the_file(tmp_path, data, artifacts):
+    names = ("apgd-ce-5", "apgd-t-3", "fab-t-3", "cw-5", "mi-fgsm-5", "autoattack-2")
+    config = CONFIG.model_copy(update={"attacks": names, "attack_samples": 40, "square_samples": 20, "curve_samples": 20, "corruptions": ()})
+    (tmp_path / "score-qat").mkdir()
+    score.run(
+        Inputs({"subject": artifacts["qat"]}, data, None),
+        config.model_copy(update={"subject": "twin"}),
+        Context(tmp_path / "score-qat", tmp_path, 0, 1, Silent()),
+    )
+    own = {name: artifacts[name] for name in ("export", "qat")} | {"score-qat": tmp_path / "score-qat"}
+    cards, correct = judged(tmp_path / "judged", data, own, runtimes=(RuntimeNeed(name="onnxruntime"),), config=config)
+    card = cards[0]
+    assert {attack.name: attack.crafted_on for attack in card.attacks} == {
+        **dict.fromkeys(names, ("twin", "twin (rescaled logits)")),
+        "square-20": ("file",),
+    }
+    replayed = load_file(tmp_path / "score-qat" / "adversarial.safetensors")
+    with open_session("onnxruntime", artifacts["export"] / "model.onnx") as session:
+        for name in names:
+            right = correct[f"int8/{card.runtime}/clean"][correct["indices/attack"]]
+            for version in (name, f"{name}/rescaled"):
+                right = right & (session(replayed[version]).argmax(1) == data.test.labels[correct["indices/attack"]])
+            assert (correct[f"int8/{card.runtime}/attack/{name}"] <= right).all()
+            assert (right & ~correct[f"int8/{card.runtime}/attack/{name}"]).sum() <= 2  # ties count as errors
+    assert card.robust.value < card.clean.value
