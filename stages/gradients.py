@@ -29,7 +29,7 @@ def objective_gradients(
         auxiliary = objective.auxiliary(Setting(module, modules, example, len(split)))
         attack = stream(context.seed, f"{label}/gradients/attack")
         order = batches(split, size, generator=stream(context.seed, f"{label}/gradients/order"), drop_last=drop_last)
-        for batch, _ in zip(order, range(most_batches), strict=False):
+        for batch, number in zip(order, range(most_batches), strict=False):
             step = Step(
                 x=batch.x,
                 labels=batch.labels,
@@ -39,6 +39,8 @@ def objective_gradients(
                 teachers=tuple(map(Teacher, modules)),
                 auxiliary=auxiliary,
                 progress=1.0,
+                epoch=number,  # what alternates in training by steps or by epochs does so here by batches
+                number=number,
             )
             gradients = torch.autograd.grad(objective.loss(step).total, list(module.parameters()), allow_unused=True)
             for name, gradient in zip(sums, gradients, strict=True):

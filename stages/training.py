@@ -241,7 +241,7 @@ def _train_epoch_(run: _Run, epoch: int) -> dict[str, float]:
     with lent_to_torch(stream(seed, name.format("layers"))):
         for number, batch in enumerate(run.context.progress(order, f"{run.label} {epoch + 1}/{config.epochs}", total=count, unit="batch")):
             progress = (epoch + number / count) / config.epochs
-            step = _step(run, batch, augment, attack, progress)
+            step = _step(run, batch, augment, attack, progress, epoch, number)
             loss = _take_step_(run, step, f"epoch {epoch + 1}, batch {number + 1} of {count}")
             for term, value in {"total": loss.total, **loss.terms}.items():
                 sums[term] = sums.get(term, 0.0) + float(value.detach()) * len(batch.labels)
@@ -259,7 +259,7 @@ def batching(samples: int, batch_size: int) -> tuple[int, bool]:
     return size, 0 < samples % size < max(2, size // 4)
 
 
-def _step(run: _Run, batch: Batch, augment: torch.Generator, attack: torch.Generator, progress: float) -> Step:
+def _step(run: _Run, batch: Batch, augment: torch.Generator, attack: torch.Generator, progress: float, epoch: int, number: int) -> Step:
     x = run.inputs.task.augment(batch.x, augment)
     augmented = not torch.equal(x, batch.x)
     if x.ndim == 4 and has_convolutions(run.student):
@@ -274,6 +274,8 @@ def _step(run: _Run, batch: Batch, augment: torch.Generator, attack: torch.Gener
         auxiliary=run.auxiliary,
         augmented=augmented,
         progress=progress,
+        epoch=epoch,
+        number=number,
         foldable=run.foldable,
     )
 

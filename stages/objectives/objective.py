@@ -59,7 +59,8 @@ class Step:
 
     `x`: the batch as the student gets it, augmented, values in the data's raw range; `labels`, `indices`: (batch,) int64, the
     indices those of the training split. `augmented`: whether `x` differs from the samples in the data. `progress`: share of
-    the training that is done, in [0, 1]. `foldable`: the student's BatchNorms that need not run during an attack. Draw from `generator` alone.
+    the training that is done, in [0, 1]; `epoch`, `number`: of the epoch and of the step in it, from 0. `foldable`: the student's
+    BatchNorms that need not run during an attack. Draw from `generator` alone.
     """
 
     x: Tensor
@@ -71,6 +72,8 @@ class Step:
     auxiliary: nn.Module | None = None
     augmented: bool = True
     progress: float = 0.0
+    epoch: int = 0
+    number: int = 0
     foldable: tuple[Pair, ...] = ()
     _targets: dict[int, Tensor] = field(default_factory=dict)
 
