@@ -176,7 +176,10 @@ def read_json(path: Path) -> Any:
 
 def verified(model: Path, manifest: Path) -> bytes:
     """The model file's bytes; PredictError with code 5 where they are not those that the manifest was written for."""
-    wanted = read_json(manifest)["files"]["model.onnx"]["sha256"]
+    try:
+        wanted = str(read_json(manifest)["files"]["model.onnx"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise PredictError(f"manifest.json does not name the model's digest: {error!r}", "copy the whole bundle again", exit_code=5) from error
     try:
         content = model.read_bytes()
     except OSError as error:

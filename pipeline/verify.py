@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from kdpipe.foundation.errors import ConfigError, Problem, UnavailableError, VerificationError
 from kdpipe.foundation.files import sha256_of
 from kdpipe.pipeline.manifest import FORMAT, MANIFEST_FILE
 from kdpipe.pipeline.store import Store
+from kdpipe.targets.profile import RuntimeNeed
 from kdpipe.targets.runtimes.runtime import open_session, runtime_version
 
 _AGAIN = "copy the bundle again, or run kdpipe build"
@@ -29,6 +31,42 @@ class Verified:
     ran: tuple[str, ...]
 
 
+class _File(BaseModel, extra="forbid", frozen=True):
+    sha256: str
+    size_bytes: int
+
+
+class _Profile(BaseModel, extra="ignore", frozen=True):
+    runtimes: tuple[RuntimeNeed, ...]
+
+
+class _Target(BaseModel, extra="ignore", frozen=True):
+    profile: _Profile
+
+
+class _Values(BaseModel, extra="ignore", frozen=True):
+    targets: dict[str, _Target]
+
+
+class _Configuration(BaseModel, extra="ignore", frozen=True):
+    values: _Values
+
+
+class _Manifest(BaseModel, extra="ignore", frozen=True):
+    """What is needed of a manifest here."""
+
+    project: str
+    target: str
+    files: dict[str, _File]
+    configuration: _Configuration
+
+    @property
+    def runtimes(self) -> list[str]:
+        """The runtimes of the bundle's target."""
+        target = self.configuration.values.targets.get(self.target)
+        return [] if target is None else [need.name for need in target.profile.runtimes]
+
+
 def verify_bundle(folder: Path) -> Verified:
     """Every file against its digest, then the model in each runtime of its target that is installed.
 
@@ -36,18 +74,18 @@ def verify_bundle(folder: Path) -> Verified:
     no runtime is there to run it.
     """
     manifest = _manifest(folder)
-    problems = [problem for name, file in manifest["files"].items() if (problem := _damage(folder / name, file))]
+    problems = [problem for name, file in manifest.files.items() if (problem := _damage(folder / name, file))]
     if problems:
         raise VerificationError.gather(problems)
     contract = _read(folder / "contract.json")
-    runtimes = [runtime["name"] for runtime in manifest["configuration"]["values"]["targets"][manifest["target"]]["profile"]["runtimes"]]
+    runtimes = manifest.runtimes
     installed = [name for name in runtimes if runtime_version(name) is not None]
     if not installed:
         raise UnavailableError(
             f"none of the target's runtimes is installed: {', '.join(runtimes)}", at=folder, do=f"python -m pip install {' '.join(runtimes)}; the digests agree"
         )
     ran = tuple(_answers(name, folder, contract) for name in installed)
-    return Verified(folder, manifest["project"], manifest["target"], len(manifest["files"]), ran)
+    return Verified(folder, manifest.project, manifest.target, len(manifest.files), ran)
 
 
 def require_sound_store(store: Store) -> int:
@@ -60,16 +98,21 @@ def require_sound_store(store: Store) -> int:
     return len(folders)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> _Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ConfigError("no bundle here", at=path, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET")
-    manifest = _read(path)
-    needed = {"format", "project", "target", "files", "configuration"}
-    if not isinstance(manifest, dict) or not needed <= manifest.keys():
-        raise VerificationError("the manifest lacks what every manifest has", at=path, do=_AGAIN)
-    if manifest["format"] != FORMAT:
-        raise VerificationError(f"the manifest is of format {manifest['format']}, this kdpipe reads {FORMAT}", at=path, do="use the kdpipe that wrote it")
+    written = _read(path)
+    format_number = written.get("format") if isinstance(written, dict) else None
+    if isinstance(format_number, int) and format_number != FORMAT:
+        raise VerificationError(f"the manifest is of format {format_number}, this kdpipe reads {FORMAT}", at=path, do="use the kdpipe that wrote it")
+    try:
+        manifest = _Manifest.model_validate(written)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise VerificationError(f"the manifest lacks what every manifest has{f', first {where}' if where else ''}", at=path, do=_AGAIN) from error
+    if not manifest.runtimes:
+        raise VerificationError(f"the manifest names no runtime for its target {manifest.target!r}", at=path, do=_AGAIN)
     return manifest
 
 
@@ -80,10 +123,10 @@ def _read(path: Path) -> Any:
         raise VerificationError(f"cannot be read: {error}", at=path, do=_AGAIN) from error
 
 
-def _damage(path: Path, file: Mapping[str, Any]) -> Problem | None:
+def _damage(path: Path, file: _File) -> Problem | None:
     if not path.is_file():
         return Problem("the file is missing", str(path), _AGAIN)
-    if sha256_of(path) != file["sha256"]:
+    if sha256_of(path) != file.sha256:
         return Problem("the file is not the one that was built: its sha256 differs", str(path), _AGAIN)
     return None
 
@@ -94,10 +137,11 @@ def _answers(runtime: str, folder: Path, contract: Mapping[str, Any]) -> str:
     shape = tuple(int(side) for side in entry["shape"][1:])
     low, high = float(entry["low"]), float(entry["high"])
     samples = np.linspace(low, high, _SAMPLES * int(np.prod(shape)), dtype=np.float32).reshape(_SAMPLES, *shape)
-    with open_session(runtime, folder / "model.onnx") as session:
+    model = folder / "model.xml" if runtime == "openvino" and (folder / "model.xml").is_file() else folder / "model.onnx"
+    with open_session(runtime, model) as session:
         logits = session(samples)
         name = session.name
     expected = (_SAMPLES, len(contract["labels"]))
     if logits.shape != expected or not np.isfinite(logits).all():
-        raise VerificationError(f"{name} answers {logits.shape}, finite {expected} is expected", at=folder / "model.onnx", do=_AGAIN)
+        raise VerificationError(f"{name} answers {logits.shape}, finite {expected} is expected", at=model, do=_AGAIN)
     return name

@@ -213,6 +213,15 @@ def test_predict_will_not_run_a_model_that_is_not_the_manifest_s(bundle: Path, t
     assert "copy the whole bundle again" in result.stderr
 
 
+def test_predict_without_a_digest_to_check_against_refuses_to_run(bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "batch.npy", _batch(3))
+    (bundle / "manifest.json").write_text("{}")
+    result = _predict(bundle, "--npy", tmp_path / "batch.npy")
+    assert result.returncode == 5
+    assert result.stderr.startswith("error: manifest.json does not name the model's digest")
+    assert "copy the whole bundle again" in result.stderr
+
+
 def test_predict_runs_a_file_of_static_batch_on_any_number_of_samples(bundle: Path, tmp_path: Path) -> None:
 
     model = onnx.load(bundle / "model.onnx")

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,15 +79,22 @@ def _flip(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def _edit(folder: Path, **changes: Any) -> None:
+    write_json(folder / "manifest.json", json.loads((folder / "manifest.json").read_text()) | changes)
+
+
 @pytest.mark.parametrize(
     ("harm", "message", "name"),
     [
         (_flip, "the file is not the one that was built: its sha256 differs", "model.onnx"),
         (lambda folder: (folder / "contract.json").unlink(), "the file is missing", "contract.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read: ", "manifest.json"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "the manifest lacks what every manifest has", "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "the manifest lacks what every manifest has, first project", "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "the manifest lacks what every manifest has", "manifest.json"),
+        (lambda folder: _edit(folder, files={"model.onnx": {}}), "the manifest lacks what every manifest has, first files.model.onnx.sha256", "manifest.json"),
+        (lambda folder: _edit(folder, target="tpu"), "the manifest names no runtime for its target 'tpu'", "manifest.json"),
     ],
-    ids=["flipped byte", "missing file", "cut off manifest", "empty manifest"],
+    ids=["flipped byte", "missing file", "cut off manifest", "empty manifest", "list for a manifest", "file without digest", "unknown target"],
 )
 def test_every_harm_to_a_bundle_is_told(bundle: Path, harm: Callable[[Path], None], message: str, name: str) -> None:
     harm(bundle)
