@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.budgets import Verdict
+from kdpipe.pipeline.config import DEFAULT_TASK, task_model
 from kdpipe.pipeline.report import numbers, sections
 from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
@@ -83,6 +84,7 @@ class Page:
     pruning: PruningReport | None
     epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
+    trained_corruptions: tuple[str, ...]
     samples: tuple[Gallery, ...]
     reliability: tuple[tuple[str, Markup], ...]
     masking: tuple[tuple[Judged, MaskingCheck], ...]
@@ -181,6 +183,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         pruning=pruning(build),
         epsilon=_epsilon_charts(results, tails),
         heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
+        trained_corruptions=_trained_corruptions(build),
         samples=tuple(found for tail in tails if tail.samples and (found := gallery(_gallery_name(tail), tail.samples, results.labels))),
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
         masking=tuple(checks),
@@ -251,6 +254,14 @@ def _epsilon_charts(results: Results, tails: Sequence[TargetResults]) -> tuple[s
         if section is not None:
             charts.append(section)
     return tuple(charts)
+
+
+def _trained_corruptions(build: BuildResult) -> tuple[str, ...]:
+    """The corruptions that the task's augmentations train for, where the task can tell."""
+    values = build.config.get("task", {"data": "unknown"})
+    task = task_model(values.get("kind", DEFAULT_TASK), at="[task] kind").model_validate(values)
+    told: tuple[str, ...] = getattr(task, "trained_corruptions", ())
+    return told
 
 
 def _masking_told(checks: Sequence[MaskingCheck]) -> str:

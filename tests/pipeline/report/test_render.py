@@ -138,6 +138,14 @@ def test_a_build_without_pruning_has_no_such_section(build_folder: Any) -> None:
     assert "pruning" not in {attributes.get("id") for attributes in page.all("h2")}
 
 
+def test_corruptions_that_were_trained_for_are_told_as_such(build_folder: Any) -> None:
+    build = build_folder.write()
+    varied = {**build.config, "task": {"kind": "image-classification", "data": "digits", "augment": ["flip", {"name": "noise", "std": 0.1}]}}
+    told = "Training images were varied by gaussian-noise : accuracy under that, and the mean, is not of the unseen."
+    assert told in Page(render(replace(build, config=varied), (), None)).text
+    assert "Training images were varied" not in Page(render(build, (), None)).text
+
+
 def test_a_file_that_breaks_no_rule_is_told_so(build_folder: Any) -> None:
     assert "cpu: none of the rules of the profile cpu is broken" in _page(build_folder, "cpu").text
 
