@@ -64,11 +64,13 @@ def table_of(rows: Sequence[Row]) -> Table:
             table.add_section()
             table.add_row(Text(f"target {target}", style="bold"))
         table.add_row(*_cells(row), style="bold" if row["model"] == "int8" else None)
+    table.caption = _caption(rows)
+    table.caption_justify = "left"
     return table
 
 
 def strongest_pgd(attacks: Sequence[AttackFigure]) -> AttackFigure | None:
-    """The projected-gradient attack with the most steps, the last of them where several have as many; None where there is none."""
+    """The projected-gradient attack with the most steps, among those the one with the most restarts; None where there is none."""
     return max((attack for attack in attacks if attack.name.startswith("pgd")), key=lambda attack: (attack.steps, attack.restarts), default=None)
 
 
@@ -118,6 +120,14 @@ def _unclaimed(p50: Percentile, p90: Percentile) -> str | None:
 def _json(figure: Figure) -> dict[str, Any]:
     value: dict[str, Any] = figure.model_dump(mode="json")
     return value
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    """What the figures are of: sizes are not all of one kind of file, and a latency means little without its threads."""
+    threads = sorted({row["latency_threads"] for row in rows if row["latency_threads"] is not None})
+    told = "size: weights file of networks and twins, ONNX file of int8 and ptq; 1 kB = 1000 bytes"
+    counts = " or ".join(map(str, threads))
+    return told + (f"\nlatency: batch 1, {counts} thread{'' if threads == [1] else 's'}" if threads else "")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
