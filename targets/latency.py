@@ -140,7 +140,10 @@ def drift_warning(windows: Windows, where: str) -> str | None:
         return None
     first, last = (nearest_rank(np.concatenate(part), 50) for part in (windows[:third], windows[-third:]))
     change = last / first - 1
-    return f"{where}: the float model became {100 * change:+.0f} % slower from the first to the last third (heat or load)" if abs(change) > 0.05 else None
+    if abs(change) <= 0.05:
+        return None
+    direction = "slower (heat or load)" if change > 0 else "faster (it was not warm, or the load went)"
+    return f"{where}: from the first to the last third the float model became {100 * abs(change):.0f} % {direction}"
 
 
 def histogram_of(samples: Int64Array, bins: int = 40) -> Histogram:

@@ -185,7 +185,9 @@ def test_a_machine_that_slows_down_is_noticed():
     values = lognormal(900, 11)
     assert drift_warning(windows_of(values, 18), "here") is None
     slowing = (values * np.linspace(1, 1.4, 900)).astype(np.int64)
-    assert "slower from the first to the last third" in drift_warning(windows_of(slowing, 18), "here")
+    assert drift_warning(windows_of(slowing, 18), "here").startswith("here: from the first to the last third the float model became ")
+    assert drift_warning(windows_of(slowing, 18), "here").endswith(" % slower (heat or load)")
+    assert drift_warning(windows_of(slowing[::-1], 18), "here").endswith(" % faster (it was not warm, or the load went)")
     assert drift_warning(windows_of(values, 2), "here") is None  # too short to say
 
 
