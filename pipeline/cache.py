@@ -11,8 +11,6 @@ from kdpipe.foundation.files import told_disk_errors
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Store
 
-DEFAULT_KEEP_DAYS = 7.0
-
 _BUILDS = "builds"
 _SHARED = "-"  # the builds that stop before any target
 _GOING = "removed-"

@@ -6,9 +6,7 @@ again. After a crash the same plan goes on where it stopped: finished steps are 
 
 import errno
 import importlib.metadata
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import StepResult
 from kdpipe.pipeline.store import Artifact, Store
 from kdpipe.stages.stage import Context, Inputs, Progress
+from kdpipe.targets.devices.agent import peak_memory_bytes
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 _FULL_BELOW_BYTES = 1 << 20
@@ -131,7 +130,7 @@ class _Run:
         with _told_resources(step.name, folder):
             self.stages[step.stage].run(Inputs(artifacts, self.plan.data, config.task, profile), planned.config, context)
         seconds = time.monotonic() - begin
-        return self.store.commit(step, seconds=seconds, peak_memory_bytes=_peak_memory_bytes(), kdpipe=importlib.metadata.version("kdpipe"))
+        return self.store.commit(step, seconds=seconds, peak_memory_bytes=peak_memory_bytes(), kdpipe=importlib.metadata.version("kdpipe"))
 
     def _say_waiting(self, planned: PlannedStep) -> None:
         self.progress.say(f"{planned.step.name}: another build of this project is at it, waiting for it to finish")
@@ -187,16 +186,6 @@ def _reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
-
-
-def _peak_memory_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _shown(path: Path, project: Path) -> str:

@@ -1,4 +1,4 @@
-"""Uncertainty: 95 % intervals for accuracies, means and paired differences, and how many samples a claim needs.
+"""Uncertainty: 95 % intervals for accuracies, means and paired differences.
 
 Rates go in as [0, 1] or bool arrays; figures for people come out in per cent, differences in percentage points.
 Why these intervals: docs/decisions/intervals.md.
@@ -103,19 +103,3 @@ def mcnemar(only_a: int, only_b: int) -> float:
         return 1.0
     tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, 2 * tail / (1 << discordant))
-
-
-def samples_for(half_width: float, *, rate: float = 50.0) -> int:
-    """How many samples bring the half width of Wilson's interval down to `half_width` percentage points for an accuracy of `rate` per cent."""
-    low, high = 1, 2
-    while _half_width(high, rate / 100) > half_width / 100:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _half_width(middle, rate / 100) > half_width / 100 else (low, middle)
-    return high
-
-
-def _half_width(n: int, rate: float) -> float:
-    z2 = _Z**2
-    return _Z / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))

@@ -86,7 +86,7 @@ def not_above_clean(judgement: Judgement, replays: Sequence[Replay]) -> MaskingC
 
 
 def iterative_no_weaker_than_one_step(judgement: Judgement, replays: Sequence[Replay]) -> MaskingCheck:
-    """The strongest one-step attack against the strongest of many steps."""
+    """All attacks of one step together, per sample, against all of many steps."""
     name = "many steps are no weaker than one"
     one = [replay for replay in replays if replay.method.needs_gradients and replay.method.steps == 1]
     many = [replay for replay in replays if replay.method.needs_gradients and replay.method.steps > 1]

@@ -38,7 +38,7 @@ HOST = "host"
 FILES: Mapping[ModelName, str] = {"int8": "model.onnx", "float": "float.onnx", "teacher": "teacher.onnx"}
 _AGAIN = "float-again"  # the A/A check: the baseline loaded a second time
 _BATCHES_OF_INPUT = 8  # distinct batches of real input that the largest batch size gets; small ones get more
-_LINT_LINES = 20  # findings that the warnings repeat; `kdpipe targets check` lists all
+_LINT_LINES = 20  # findings that the warnings repeat; the export's lint.json has all
 
 
 class BenchConfig(BaseModel, extra="forbid", frozen=True):

@@ -5,7 +5,6 @@ epoch and every epoch ends in a checkpoint, so a killed training goes on to the 
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective,
 from kdpipe.stages.schedule import LearningRateSchedule, learning_rate
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.validation import Validation, validate
-from kdpipe.tasks.data.batches import Batch, batches
+from kdpipe.tasks.data.batches import Batch, batches, number_of_batches
 
 CHECKPOINTS = "checkpoint"
 """The folder of checkpoints in a stage's work folder."""
@@ -232,7 +231,7 @@ def _train_epoch_(run: _Run, epoch: int) -> dict[str, float]:
     """One pass over the training split; the means of the loss and its terms, in float64."""
     seed, config, split = run.context.seed, run.config, run.inputs.data.train
     size, drop_last = batching(len(split), config.batch_size)
-    count = len(split) // size if drop_last else math.ceil(len(split) / size)
+    count = number_of_batches(split, size, drop_last=drop_last)
     name = f"{run.label}/{{}}/epoch-{epoch}"
     augment, attack = stream(seed, name.format("augment")), stream(seed, name.format("attack"))
     order = batches(split, size, generator=stream(seed, name.format("order")), drop_last=drop_last)

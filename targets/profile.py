@@ -138,22 +138,6 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         """`x86-64` or `aarch64` for a CPU target; None for accelerators."""
         return _ARCHITECTURE.get(self.device_class)
 
-    def scheme_for(self, instruction_sets: frozenset[str] | None) -> Scheme:
-        """The scheme for a device with these instruction sets; None: the device is not known, the user's choice is trusted.
-
-        The default scheme is right on every device of the class. Raises ConfigError when the chosen variant needs what
-        a device of the same architecture lacks; sets of another architecture (the host of a cross build) decide nothing.
-        """
-        if instruction_sets is not None and self.architecture in instruction_sets:
-            missing = [name for name in self._variant_needs() if name not in instruction_sets]
-            if missing:
-                raise ConfigError(
-                    f"variant {self.variant!r} needs {', '.join(missing)}, which the device does not have",
-                    at=f"profile {self.name}",
-                    do=f"use variant = {DEFAULT_VARIANT!r}, which is right on every device of this class",
-                )
-        return self.chosen_scheme
-
     def exact_on(self, instruction_sets: frozenset[str]) -> bool:
         """Whether a host with these instruction sets computes the int8 file without saturation, so that its quality here is its quality there."""
         able = self.instruction_sets.exact_on if self.variant == DEFAULT_VARIANT else self.variants[self.variant].exact_on

@@ -59,11 +59,6 @@ class ObjectiveSection(BaseModel, extra="forbid", frozen=True):
 
     objective: ConfiguredObjective
 
-    @classmethod
-    def known_keys(cls, objective: str, *, at: str = NAME_KEY) -> tuple[str, ...]:
-        """All keys that the section may hold when its objective is the one called so."""
-        return tuple(dict.fromkeys([*cls.model_fields, *objective_class(objective, at=at).model_fields]))
-
     @model_validator(mode="wrap")
     @classmethod
     def _split_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:

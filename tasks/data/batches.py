@@ -1,6 +1,6 @@
-"""A split in batches: shuffled by a generator, augmented, read one batch at a time."""
+"""A split in batches: shuffled by a generator, read one batch at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,12 @@ def batches(
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
-    augment: Callable[[Tensor], Tensor] | None = None,
     drop_last: bool = False,
     limit: Int64Array | None = None,
 ) -> Iterator[Batch]:
     """The split's samples, each once, in batches of `batch_size` (the last may be smaller).
 
-    `generator` shuffles (drawn from once, before the first batch); None keeps the order. `augment` varies each batch's `x`.
+    `generator` shuffles (drawn from once, before the first batch); None keeps the order.
     `drop_last` leaves an incomplete last batch out, unless it is the only one. `limit`: the indices to use, instead of all.
     """
     order = np.arange(len(split), dtype=np.int64) if limit is None else limit
@@ -38,8 +37,7 @@ def batches(
         order = order[torch.randperm(len(order), generator=generator).numpy()]
     for number in range(number_of_batches(split, batch_size, drop_last=drop_last, limit=limit)):
         indices = order[number * batch_size : (number + 1) * batch_size]
-        x = torch.from_numpy(split.read(indices))
-        yield Batch(x if augment is None else augment(x), torch.from_numpy(split.labels[indices]), torch.from_numpy(indices.copy()))
+        yield Batch(torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices]), torch.from_numpy(indices.copy()))
 
 
 def number_of_batches(split: Split, batch_size: int, *, drop_last: bool = False, limit: Int64Array | None = None) -> int:

@@ -30,7 +30,7 @@ def test_four_profiles_ship():
 
 
 def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
-    scheme = load_profile("cpu", at="test").scheme_for(None)
+    scheme = load_profile("cpu", at="test").chosen_scheme
     assert (scheme.activation_signed, scheme.weight_bits, scheme.weight_granularity) == (False, 7, "per-channel")
     assert 2 * (2**scheme.activation_bits - 1) * (2 ** (scheme.weight_bits - 1) - 1) < 2**15
 
@@ -38,7 +38,7 @@ def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
 @pytest.mark.parametrize("name", ["arm", "gpu"])
 def test_arm_and_gpu_files_are_signed_symmetric_per_channel_and_static(name):
     profile = load_profile(name, at="test")
-    scheme = profile.scheme_for(None)
+    scheme = profile.chosen_scheme
     assert (scheme.activation_signed, scheme.activation_symmetric, scheme.weight_granularity) == (True, True, "per-channel")
     assert (profile.batch, profile.static_batch) == ("static", 1)
 
@@ -57,23 +57,6 @@ def test_the_vnni_variant_has_full_weights_and_another_digest():
     default, vnni = (load_profile("cpu", at="test", variant=variant) for variant in (None, "vnni"))
     assert (default.chosen_scheme.weight_bits, vnni.chosen_scheme.weight_bits) == (7, 8)
     assert default.digest != vnni.digest
-
-
-def test_a_variant_for_a_device_that_lacks_its_instructions_is_refused():
-    profile = load_profile("cpu", at="test", variant="vnni")
-    assert profile.scheme_for(VNNI).weight_bits == 8
-    with pytest.raises(ConfigError) as caught:
-        profile.scheme_for(AVX2)
-    (problem,) = caught.value.problems
-    assert problem.message == "variant 'vnni' needs vnni, which the device does not have"
-    assert problem.at == "profile cpu"
-    assert problem.do is not None
-    assert "'default'" in problem.do
-
-
-def test_instruction_sets_of_another_architecture_decide_nothing():
-    assert load_profile("arm", at="test").scheme_for(AVX2).activation_signed
-    assert load_profile("cpu", at="test", variant="vnni").scheme_for(ARM).weight_bits == 8
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,6 @@ def test_an_objective_that_is_no_text_is_refused():
     assert told({"objective": 3})["objective"][0] == "string_type"
 
 
-def test_known_keys_are_those_of_the_section_and_of_the_objective():
-    assert Section.known_keys("kd") == ("objective", "epochs", "temperature", "label_share")
-    assert "attack" in Section.known_keys("rslad")
-
-
 def test_what_is_no_objective_is_refused_with_the_class_to_derive_from():
     with pytest.raises(ConfigError) as caught:
         objective_class("json:JSONDecoder", at="kdpipe.toml:3")

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,12 +57,6 @@ def test_a_limit_takes_only_these_indices():
 
     assert torch.cat([batch.indices for batch in found]).tolist() == limit.tolist()
     assert number_of_batches(split(10), 2, limit=limit) == 3
-
-
-def test_augment_varies_each_batch():
-    found = list(batches(split(6), 4, augment=lambda x: 1 - x))
-
-    assert [batch.x[0, 0, 0, 0].item() for batch in found] == pytest.approx([1, 1 - 4 / 255])
 
 
 def test_dtypes_are_those_that_a_loss_needs():
