@@ -15,7 +15,9 @@ Float32Array = npt.NDArray[np.float32]
 class Predictor(Protocol):
     """A model as a function: float32 batch (n, *sample shape) in its value range to float32 logits (n, classes)."""
 
-    def __call__(self, batch: Float32Array) -> Float32Array: ...
+    def __call__(self, batch: Float32Array) -> Float32Array:
+        """The logits of the batch."""
+        ...
 
 
 class TorchPredictor:
@@ -25,6 +27,7 @@ class TorchPredictor:
         self.network = network
 
     def __call__(self, batch: Float32Array) -> Float32Array:
+        """The logits of the batch."""
         import torch  # here, so that whoever runs files alone does not wait for it
 
         modes = {module: module.training for module in self.network.modules()}

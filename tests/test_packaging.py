@@ -36,18 +36,24 @@ def test_the_installed_wheel_lists_its_targets_and_helps_outside_the_source_tree
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "wheel", source], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "wheel", source], check=True
+    )
     venv.create(tmp_path / "env", with_pip=False, system_site_packages=False)
     python = tmp_path / "env" / "bin" / "python"
     target = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     wheel = next((tmp_path / "wheel").glob("kdpipe-*.whl"))
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel], check=True)
     # The dependencies come from this environment, kdpipe itself only from the wheel.
-    installed = subprocess.run([sys.executable, "-c", "import typer, pathlib; print(pathlib.Path(typer.__file__).parents[1])"], capture_output=True, text=True, check=True)
+    installed = subprocess.run(
+        [sys.executable, "-c", "import typer, pathlib; print(pathlib.Path(typer.__file__).parents[1])"], capture_output=True, text=True, check=True
+    )
     environment = {"PYTHONPATH": f"{target}:{installed.stdout.strip()}", "PATH": "/usr/bin:/bin"}
-    run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path, "env": environment}
-    where = subprocess.run([python, "-c", "import kdpipe.pipeline as p; print(p.__file__)"], **run)
-    assert where.stdout.startswith(str(target))
-    assert "build" in subprocess.run([python, "-m", "kdpipe.pipeline", "--help"], **run).stdout
-    listing = subprocess.run([python, "-m", "kdpipe.pipeline", "targets"], **run).stdout
+
+    def told(*arguments):
+        return subprocess.run([python, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
+
+    assert told("-c", "import kdpipe.pipeline as p; print(p.__file__)").startswith(str(target))
+    assert "build" in told("-m", "kdpipe.pipeline", "--help")
+    listing = told("-m", "kdpipe.pipeline", "targets")
     assert all(name in listing for name in ("cpu", "arm", "gpu", "npu"))

@@ -6,6 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import canonical_json, sha256_of, write_bytes, write_json
 
@@ -17,7 +18,7 @@ def test_a_file_is_replaced_whole_and_no_sibling_is_left(tmp_path):
     write_bytes(path, b"old")
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_folder_that_is_missing_is_told_with_its_path_and_exit_code_4(tmp_path):
@@ -42,7 +43,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path):
     result = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     assert "UnavailableError" in result.stderr
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_the_digest_is_that_of_the_whole_content(tmp_path):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.plugins import find, imported, names
 

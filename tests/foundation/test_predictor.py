@@ -1,7 +1,8 @@
 import numpy as np
 import torch
-from kdpipe.foundation.predictor import Predictor, TorchPredictor
 from torch import nn
+
+from kdpipe.foundation.predictor import Predictor, TorchPredictor
 
 
 def small_network() -> nn.Module:
