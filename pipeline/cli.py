@@ -115,8 +115,8 @@ def targets(
     else:
         table = _table("target", "what it is", "runtimes", "measured here")
         for profile in profiles:
-            why_not = None if profile.measurable_here() else "no"
-            table.add_row(profile.name, profile.title, ", ".join(runtime.name for runtime in profile.runtimes), why_not or "yes")
+            runtimes = ", ".join(runtime.name for runtime in profile.runtimes)
+            table.add_row(profile.name, profile.title, runtimes, "yes" if profile.measurable_here() else "no")
         _print_table(table)
 
 

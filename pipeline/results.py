@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.numpy
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.networks import load_spec
+from kdpipe.foundation.predictor import Float32Array
 from kdpipe.pipeline.steps import BuildResult
+from kdpipe.robustness.intervals import BoolArray
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Examples
 from kdpipe.stages.parity import PARITY_FILE, Parity
@@ -25,9 +26,6 @@ from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
 from kdpipe.stages.score_export import UNAVAILABLE_FILE
 from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.targets.measurements import Bench
-
-BoolArray = npt.NDArray[np.bool_]
-Float32Array = npt.NDArray[np.float32]
 
 SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")
 

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from kdpipe.foundation.predictor import Float32Array
 from kdpipe.pipeline.results import SampleImages
 from kdpipe.stages.judged_examples import Answer
-
-Float32Array = npt.NDArray[np.float32]
 
 LARGEST_SIDE = 168
 """pixels; twice the size at which the page shows a picture, so that it is sharp on a dense screen"""

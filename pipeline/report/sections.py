@@ -12,12 +12,12 @@ from kdpipe.pipeline.report.node_map import is_int8, node_map
 from kdpipe.pipeline.report.reliability import reliability_diagram
 from kdpipe.pipeline.report.staircase import Interval, Stair, accuracy_dots, size_bars
 from kdpipe.pipeline.results import Judged, Results, TargetResults
+from kdpipe.robustness.corruption import SEVERITIES
 from kdpipe.robustness.intervals import Difference, paired_difference
 from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages.training import History
 from kdpipe.targets.measurements import Explanation, Latency
 
-SEVERITIES = (1, 2, 3, 4, 5)
 KINDS = ("clean", "corrupted", "attacked")
 
 
