@@ -30,7 +30,7 @@ class GradientPenalty(Objective):
 
     needs_teacher: ClassVar[bool] = False
 
-    penalty_weight: Weight = Field(Scheduled.constant(1.0), description="w: weight of the squared gradient; number or schedule, >= 0")
+    penalty_weight: Weight = Field(Scheduled.constant(0.1), description="w: weight of the squared gradient; number or schedule, >= 0")
 
     def loss(self, step: Step) -> Loss:
         """Both terms at this point of the training; one pass of the student."""

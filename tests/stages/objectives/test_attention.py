@@ -16,11 +16,11 @@ def maps(seed, channels, size=4):
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
-def test_it_is_the_mean_squared_difference_of_normed_sums_over_channels(power):
+def test_it_is_the_squared_distance_of_normed_sums_over_channels(power):
     student, teacher = maps(0, 2).numpy(), maps(1, 5).numpy()
     a, b = ((np.abs(values) ** power).sum(1).reshape(3, -1) for values in (student, teacher))
     a, b = (values / np.sqrt((values**2).sum(1, keepdims=True)) for values in (a, b))
-    assert attention_loss(torch.from_numpy(student), torch.from_numpy(teacher), power).item() == pytest.approx(((a - b) ** 2).mean())
+    assert attention_loss(torch.from_numpy(student), torch.from_numpy(teacher), power).item() == pytest.approx(((a - b) ** 2).sum(1).mean())
 
 
 def test_attention_is_blind_to_scale_and_to_the_order_of_channels():
