@@ -14,8 +14,10 @@ from torch import nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import Network
+from kdpipe.foundation.plugins import names
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.objectives.at import At
+from kdpipe.stages.objectives.configured import PACKAGE, objective_class
 from kdpipe.stages.objectives.hierarchical import Hierarchical
 from kdpipe.stages.objectives.kd import Kd
 from kdpipe.stages.objectives.objective import Objective, Step, weighted
@@ -93,6 +95,26 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tiny, inputs, contex
     resumed, resumed_history = trained(tmp_path / "resumed", [1, 4, 2])
     assert equal(whole.module, resumed.module)
     assert history.model_dump_json() == resumed_history.model_dump_json()
+
+
+OTHERS = [name for name in names(PACKAGE) if name not in OBJECTIVES]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_does_every_other_objective(name, tiny, inputs, context, tmp_path):
+    kind = objective_class(name, at="test")
+    objective = kind.model_validate({"attack": ATTACK} if kind.robust else {})
+    config = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.01)
+    inputs = replace(inputs, task=SHIFTED)
+    whole, stopped = tiny(), tiny()
+    teacher = tiny(seed=1) if objective.needs_teacher else None
+    history = train(whole, objective, teacher, inputs, config, replace(context, folder=tmp_path / "whole"), label="distill")
+    folder = tmp_path / "stopped"
+    with pytest.raises(StoppedError):
+        train(tiny(), objective, teacher, inputs, config, replace(context, folder=folder, progress=Stopping(4)), label="distill")
+    assert train(stopped, objective, teacher, inputs, config, replace(context, folder=folder), label="distill") == history
+    assert equal(whole.module, stopped.module)
+    assert not equal(whole.module, tiny().module)
 
 
 def test_layers_that_draw_from_torch_itself_resume_to_the_same_bits_and_leave_its_generator_alone(inputs, context, tiny, tmp_path):
