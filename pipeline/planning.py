@@ -17,6 +17,7 @@ from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, 
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.stages.stage import Inputs
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.tasks.data.splits import DataSplits
@@ -63,7 +64,8 @@ class _Node:
 def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *, until: str | None = None) -> Plan:
     """The plan of a build of `config`; loads the data for its digest, runs nothing, writes nothing.
 
-    `until`: the last stage (its score included). Raises ConfigError for an unknown stage or data that cannot be used.
+    `until`: the last stage (its score included). Raises ConfigError for an unknown stage, for data that cannot be used, and for
+    what a stage that will run says of its settings (`check`): a student that cannot be built, or not be quantized.
     """
     if until is not None and until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}", at=f"--until {until}", do=f"stages, in order: {', '.join(STAGES)}")
@@ -78,6 +80,7 @@ def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *
         made[node.name] = step
         why = _reasons(step, store)
         planned.append(PlannedStep(step, settings, node.target, "run" if why else "keep", why))
+    _require_usable(planned, config, stages, data)
     return Plan(config, data, threads, tuple(planned))
 
 
@@ -109,6 +112,14 @@ def _nodes(config: Config, until: str | None) -> Iterator[_Node]:
             yield _Node("score-export", f"score-{export}", target, {"export": export, "qat": qat, **scores, "score-qat": f"score-{qat}"})
         if last >= STAGES.index("bench"):
             yield _Node("bench", f"bench@{target.name}", target, {"export": export})
+
+
+def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapping[str, StageModule], data: DataSplits) -> None:
+    """What the stages that will run can tell of their settings now, and not after hours of the stages before them."""
+    for it in planned:
+        check = getattr(stages[it.step.stage], "check", None)
+        if it.state == "run" and check is not None:
+            check(config.sections, Inputs({}, data, config.task, it.target.profile if it.target else None))
 
 
 def _settings(config: Config, node: _Node) -> BaseModel:

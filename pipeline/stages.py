@@ -27,7 +27,11 @@ _CONFIG_NAMES = {"score": "EvaluateConfig", "score-export": "EvaluateConfig"}
 
 
 class StageModule(Protocol):
-    """What `stages/<stage>.py` has. `VERSION` rises when the output changes for equal input; `TOOLS`: distributions that can change it."""
+    """What `stages/<stage>.py` has. `VERSION` rises when the output changes for equal input; `TOOLS`: distributions that can change it.
+
+    It may also have `check(sections, inputs)`: called while the build is planned, with all sections and inputs without artifacts; it raises
+    ConfigError for what can be told wrong before the stages that come first have run.
+    """
 
     VERSION: int
     TOOLS: tuple[str, ...]

@@ -5,8 +5,9 @@ beside it in `ptq/`. Source: Jacob et al. 2018 (arXiv:1712.05877), section 3, wi
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 from torch import nn
@@ -19,6 +20,7 @@ from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.checkpoint import remove_checkpoints
+from kdpipe.stages.distill import fresh_student
 from kdpipe.stages.objectives.configured import ConfiguredObjective
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
@@ -65,6 +67,13 @@ class Outcome(BaseModel, extra="forbid", frozen=True):
     ptq: Validation
     qat: Validation | None
     kept: Literal["ptq", "qat"]
+
+
+def check(sections: Mapping[str, Any], inputs: Inputs) -> None:
+    """ConfigError where the student cannot be quantized; told before anything is trained."""
+    profile, config = inputs.profile, sections["qat"]
+    assert profile is not None, "qat is a step of a target"
+    prepare(fresh_student(sections["distill"], inputs, seed=0).module.eval(), profile.chosen_scheme, batch_norm=config.batch_norm)
 
 
 def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:

@@ -151,23 +151,31 @@ def test_a_users_network_of_functional_calls_goes_through_the_whole_chain(projec
     assert {row["model"] for row in rows} == {"teacher", "student", "pruned", "twin", "int8", "ptq"}
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "message"),
-    [
-        ("Absent", "distill", "module 'my_networks' has no 'Absent'"),
-        ("WrongShape", "distill", "returns (2, 7), (2, 10) is needed: (batch, classes)"),
-        ("Branching", "qat", "cannot be traced"),
-        ("Unexportable", "export", "bessel_j0"),
-    ],
-)
-def test_a_users_network_that_cannot_be_used_is_told_and_what_was_finished_stays(project, name, stage, message):
-    with_user_network(project, name).replace("[prune]", "[prune]\nenabled = false")
-    result = project.run("build", "--target", "cpu")
+def require_told(result, message):
     assert result.returncode == 2, result.stderr[-3000:]
     assert message in result.stderr
     assert "  at:" in result.stderr
     assert "  do:" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Absent", "module 'my_networks' has no 'Absent'"),
+        ("WrongShape", "returns (2, 7), (2, 10) is needed: (batch, classes)"),
+        ("Branching", "cannot be traced"),
+    ],
+)
+def test_a_users_network_that_cannot_be_used_is_told_before_the_teacher_is_trained(project, name, message):
+    result = with_user_network(project, name).run("build", "--target", "cpu")
+    require_told(result, message)
+    assert not (project.folder / ".kdpipe" / "store").exists()
+
+
+def test_a_users_network_that_cannot_be_exported_is_told_and_what_was_finished_stays(project):
+    with_user_network(project, "Unexportable").replace("[prune]", "[prune]\nenabled = false")
+    require_told(project.run("build", "--target", "cpu"), "bessel_j0")
     plan = json.loads(project.run("plan", "--target", "cpu", "--json").stdout)["steps"]
     assert next(row for row in plan if row["step"] == "teacher")["state"] == "keep"
 

@@ -175,3 +175,13 @@ def test_interrupted_work_is_told(project: Path, plan: Planner) -> None:
     teacher = plan().steps[0].step.fingerprint
     (Store(project).work(teacher) / "half.txt").write_text("half")
     assert _states(plan())["teacher"] == ("first build", "goes on where it was interrupted")
+
+
+def test_a_stage_that_will_run_may_object_before_anything_runs_and_a_finished_one_may_not(project: Path, tiny: ModuleType, built: Store) -> None:
+    def check(sections: Any, inputs: Any) -> None:
+        raise ConfigError(f"no student with {sections['distill'].epochs} epochs for {len(inputs.data.classes)} classes", at="[distill]", do="change it")
+
+    stages = {**tiny.STAGES, "distill": SimpleNamespace(**vars(tiny.STAGES["distill"]), check=check)}
+    assert all(it.state == "keep" for it in make_plan(tiny.config_of(project), stages, built).steps)
+    with pytest.raises(ConfigError, match="no student with 9 epochs for 10 classes"):
+        make_plan(tiny.config_of(project, settings=["distill.epochs=9"]), stages, built)

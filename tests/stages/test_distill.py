@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.robustness.attacks.attack import Attack
-from kdpipe.stages.distill import DistillConfig, run
+from kdpipe.stages.distill import DistillConfig, check, run
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teacher import run as run_teacher
@@ -89,3 +90,20 @@ def test_objectives_teach_what_they_are_for(context, tmp_path):
     for name in ("at", "rslad"):
         assert robustness[name] > robustness["plain"] + 0.1, (name, robustness)  # 179 samples: two standard deviations are about 0.1
     assert robustness["rslad"] > robustness["kd"], robustness
+
+
+@pytest.mark.parametrize(
+    ("student", "message", "do"),
+    [
+        ("resnet-7", "resnet-7", "resnet"),
+        ("nowhere:net", "cannot import 'nowhere'", "importable from the project's folder"),
+        ("os:getcwd", "the factory 'os:getcwd' returned str, not an nn.Module", "return the network"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_told_before_the_teacher_is_trained(student, message, do, inputs):
+    with pytest.raises(ConfigError) as caught:
+        check({"distill": DistillConfig.model_validate({"student": student})}, replace(inputs, artifacts={}))
+    (problem,) = caught.value.problems
+    assert message in problem.message
+    assert problem.at == "[distill] student"
+    assert do in problem.do

@@ -1,6 +1,8 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer
 from kdpipe.foundation.quantization.layers import FrozenLayer
 from kdpipe.stages import qat
+from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.qat import Outcome, QatConfig
 from kdpipe.stages.training import TrainingConfig, train
@@ -208,3 +211,30 @@ def _noting(calibrate, seen):
         calibrate(twin, batches, *arguments, **named)
 
     return noting
+
+
+class Undecided(torch.nn.Module):
+    """Decides by a tensor's values, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.linear(-x if x.sum() > 0 else x)
+
+
+def test_a_student_that_cannot_be_quantized_is_told_before_anything_is_trained(inputs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "undecided", SimpleNamespace(net=Undecided))
+    planned = replace(inputs, artifacts={}, profile=load_profile("cpu", at="test"))
+    sections = {"qat": QatConfig(), "distill": DistillConfig.model_validate({"student": "resnet-8"})}
+    qat.check(sections, planned)
+
+    with pytest.raises(ConfigError) as caught:
+        qat.check({**sections, "distill": DistillConfig.model_validate({"student": "undecided:net"})}, planned)
+
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("the network cannot be traced: ")
+    assert "body" in problem.at
+    assert "no decision by a tensor's values" in problem.do
