@@ -18,6 +18,7 @@ from kdpipe.targets.runtimes.runtime import open_session, runtime_version
 
 _AGAIN = "copy the bundle again, or run kdpipe build"
 _SAMPLES = 2
+_NEEDED = ("model.onnx", "contract.json")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ def _manifest(folder: Path) -> _Manifest:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise VerificationError(f"the manifest lacks what every manifest has{f', first {where}' if where else ''}", at=path, do=_AGAIN) from error
+    missing = [name for name in _NEEDED if name not in manifest.files]
+    if missing:
+        raise VerificationError(f"the manifest names no digest of {missing[0]}", at=path, do=_AGAIN)
+    outside = [name for name in manifest.files if not (folder / name).resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise VerificationError(f"the manifest names a file outside the bundle: {outside[0]}", at=path, do=_AGAIN)
     if not manifest.runtimes:
         raise VerificationError(f"the manifest names no runtime for its target {manifest.target!r}", at=path, do=_AGAIN)
     return manifest
@@ -133,15 +140,17 @@ def _damage(path: Path, file: _File) -> Problem | None:
 
 def _answers(runtime: str, folder: Path, contract: Mapping[str, Any]) -> str:
     """The runtime's name, once the model gave finite logits of the right shape for samples within the contract."""
-    entry = contract["inputs"][0]
-    shape = tuple(int(side) for side in entry["shape"][1:])
-    low, high = float(entry["low"]), float(entry["high"])
-    samples = np.linspace(low, high, _SAMPLES * int(np.prod(shape)), dtype=np.float32).reshape(_SAMPLES, *shape)
+    try:
+        entry = contract["inputs"][0]
+        shape = tuple(int(side) for side in entry["shape"][1:])
+        samples = np.linspace(float(entry["low"]), float(entry["high"]), _SAMPLES * int(np.prod(shape)), dtype=np.float32).reshape(_SAMPLES, *shape)
+        expected = (_SAMPLES, len(contract["labels"]))
+    except (LookupError, TypeError, ValueError, MemoryError) as error:
+        raise VerificationError(f"the contract cannot be used: {type(error).__name__}: {error}", at=folder / "contract.json", do=_AGAIN) from error
     model = folder / "model.xml" if runtime == "openvino" and (folder / "model.xml").is_file() else folder / "model.onnx"
     with open_session(runtime, model) as session:
         logits = session(samples)
         name = session.name
-    expected = (_SAMPLES, len(contract["labels"]))
     if logits.shape != expected or not np.isfinite(logits).all():
         raise VerificationError(f"{name} answers {logits.shape}, finite {expected} is expected", at=model, do=_AGAIN)
     return name

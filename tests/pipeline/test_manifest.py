@@ -79,6 +79,21 @@ def _flip(folder: Path) -> None:
     path.write_bytes(content)
 
 
+_HUGE = '{"inputs": [{"shape": ["n", 1, 99999, 99999999], "low": 0, "high": 1}], "labels": ["a", "b"]}'
+
+
+def _name(folder: Path, name: str) -> None:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    _edit(folder, files=files | {name: {"sha256": "0" * 64, "size_bytes": 1}})
+
+
+def _contract(folder: Path, text: str) -> None:
+    """Another contract, its digest in the manifest mended to agree."""
+    (folder / "contract.json").write_text(text)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    _edit(folder, files=files | {"contract.json": {"sha256": sha256_of(folder / "contract.json"), "size_bytes": len(text)}})
+
+
 def _edit(folder: Path, **changes: Any) -> None:
     write_json(folder / "manifest.json", json.loads((folder / "manifest.json").read_text()) | changes)
 
@@ -92,9 +107,27 @@ def _edit(folder: Path, **changes: Any) -> None:
         (lambda folder: (folder / "manifest.json").write_text("{}"), "the manifest lacks what every manifest has, first project", "manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "the manifest lacks what every manifest has", "manifest.json"),
         (lambda folder: _edit(folder, files={"model.onnx": {}}), "the manifest lacks what every manifest has, first files.model.onnx.sha256", "manifest.json"),
+        (lambda folder: _edit(folder, files={}), "the manifest names no digest of model.onnx", "manifest.json"),
+        (lambda folder: _name(folder, "../../etc/passwd"), "the manifest names a file outside the bundle: ../../etc/passwd", "manifest.json"),
+        (lambda folder: _contract(folder, "{}"), "the contract cannot be used: KeyError: 'inputs'", "contract.json"),
+        (lambda folder: _contract(folder, "[1]"), "the contract cannot be used: TypeError: ", "contract.json"),
+        (lambda folder: _contract(folder, _HUGE), "the contract cannot be used: ", "contract.json"),
         (lambda folder: _edit(folder, target="tpu"), "the manifest names no runtime for its target 'tpu'", "manifest.json"),
     ],
-    ids=["flipped byte", "missing file", "cut off manifest", "empty manifest", "list for a manifest", "file without digest", "unknown target"],
+    ids=[
+        "flipped byte",
+        "missing file",
+        "cut off manifest",
+        "empty manifest",
+        "list for a manifest",
+        "file without digest",
+        "no files",
+        "a file elsewhere",
+        "empty contract",
+        "list for a contract",
+        "huge contract",
+        "unknown target",
+    ],
 )
 def test_every_harm_to_a_bundle_is_told(bundle: Path, harm: Callable[[Path], None], message: str, name: str) -> None:
     harm(bundle)
