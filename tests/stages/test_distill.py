@@ -107,3 +107,26 @@ def test_a_student_that_cannot_be_built_is_told_before_the_teacher_is_trained(st
     assert message in problem.message
     assert problem.at == "[distill] student"
     assert do in problem.do
+
+
+@pytest.mark.slow
+def test_every_objective_with_an_attack_teaches_more_robustness_than_the_labels_alone(context, tmp_path):
+    """Eight epochs on all training digits; measured: plain 32 %, the others 70 to 75 % under PGD-10."""
+    task = ImageClassification(data="digits")
+    inputs = Inputs({}, task.load(tmp_path, seed=0), task)
+
+    def folder(name):
+        (tmp_path / name).mkdir()
+        return replace(context, folder=tmp_path / name)
+
+    short = {"epochs": 8, "batch_size": 64, "learning_rate": 0.1}
+    teacher = run_teacher(inputs, TeacherConfig.model_validate({"network": "resnet-8", "objective": "trades", "attack": ATTACK, **short}), folder("teacher"))
+    robustness = {}
+    for name in ("plain", "ard", "iad", "adaad", "mart", "alternating"):
+        keys = {} if name == "plain" else {"attack": ATTACK}
+        config = DistillConfig.model_validate({**TINY, "objective": name, **short, **keys})
+        student = load_network(run(replace(inputs, artifacts={"teacher": teacher}), config, folder(name))).module
+        validation = validate(student, inputs.data.validation, 256, Attack(epsilon=0.1), 179, 0, "test")
+        assert validation.clean_accuracy > 0.8, name
+        robustness[name] = validation.robust_accuracy
+    assert all(robustness[name] > robustness["plain"] + 0.1 for name in robustness if name != "plain"), robustness
