@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
 from kdpipe.foundation.files import sha256_of
@@ -106,9 +107,16 @@ def _given(inputs: Inputs, config: TeacherConfig, context: Context) -> Network:
         prefixed = any(name.startswith(_BODY) for name in _tensor_names(path))
         load_weights_(network.module if prefixed else network.module.get_submodule("body"), path)
         network.module.eval()
+    _require_finite(network.module, path)
     accuracy = validate(network.module, inputs.data.validation, _BATCH, None, 0, context.seed, "teacher").clean_accuracy
     context.progress.say(f"teacher: given weights, validation {accuracy:.1%}")
     return network
+
+
+def _require_finite(module: nn.Module, path: Path) -> None:
+    broken = next((name for name, value in module.state_dict().items() if not value.isfinite().all()), None)
+    if broken is not None:
+        raise ConfigError(f"weights hold NaN or infinity, first in {broken}", at=path, do="give weights of a training that did not diverge")
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -137,3 +137,17 @@ def test_keys_that_cannot_be_are_told_at_their_place(keys, place, message):
     (told,) = caught.value.errors()
     assert told["loc"] == (place,)
     assert message in told["msg"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_given_weights_that_are_not_finite_are_refused(value, inputs, context, tiny):
+    network = tiny(seed=1)
+    state = network.module.state_dict()
+    state["body.linear.bias"][2] = value
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, context.project / "given.safetensors")
+    with pytest.raises(ConfigError) as caught:
+        run(inputs, config(weights="given.safetensors"), context)
+    problem = problem_of(caught)
+    assert problem.message == "weights hold NaN or infinity, first in body.linear.bias"
+    assert problem.at == str(context.project / "given.safetensors")
+    assert problem.do == "give weights of a training that did not diverge"
