@@ -18,10 +18,10 @@ demo: $(INSTALLED)
 	$(BIN)/kdpipe build --project examples/digits --target cpu --target arm
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
