@@ -80,7 +80,8 @@ def verify_bundle(folder: Path) -> Verified:
         raise VerificationError.gather(problems)
     contract = _read(folder / "contract.json")
     runtimes = manifest.runtimes
-    installed = [name for name in runtimes if runtime_version(name) is not None]
+    # A bundle may come from anybody: a runtime of its own, package.module:name, is code that is not imported on its word.
+    installed = [name for name in runtimes if ":" not in name and runtime_version(name) is not None]
     if not installed:
         raise UnavailableError(
             f"none of the target's runtimes is installed: {', '.join(runtimes)}", at=folder, do=f"python -m pip install {' '.join(runtimes)}; the digests agree"

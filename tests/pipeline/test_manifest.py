@@ -182,3 +182,14 @@ def test_without_any_runtime_the_answer_is_unavailable(bundle: Path, monkeypatch
     assert problem.message == "none of the target's runtimes is installed: onnxruntime, openvino"
     assert problem.at == str(bundle)
     assert problem.do == "python -m pip install onnxruntime openvino; the digests agree"
+
+
+def test_code_that_a_bundle_names_is_not_imported(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    configuration = json.loads((bundle / "manifest.json").read_text())["configuration"]
+    for target in configuration["values"]["targets"].values():
+        target["profile"]["runtimes"] = [{"name": "planted:Runtime", "versions": ""}, {"name": "onnxruntime", "versions": ""}]
+    _edit(bundle, configuration=configuration)
+    assert [ran.split()[0] for ran in verify_bundle(bundle).ran] == ["onnxruntime"]
+    assert not (tmp_path / "ran").exists()
