@@ -7,6 +7,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ _TITLES = {
     "fashion-mnist-rslad": "Fashion-MNIST: the whole chain, `rslad`",
     "fashion-mnist-kd": "Fashion-MNIST: the same with plain `kd`",
 }
+
+_FIGURES = {
+    "user-speed": ("What the user feels", "python benchmarks/user_speed.py"),
+    "rslad-step": ("The `rslad` step beside a plain restatement of the published loop", "python benchmarks/rslad_step.py --threads 2"),
+    "killed-builds": ("Builds of the digits killed with SIGKILL, and resumed", "python benchmarks/killed_builds.py --kills 10"),
+}
+"""Raw figures that are no table of models: what each command printed, in `benchmarks/results/figures/`."""
 
 
 def main() -> int:
@@ -32,7 +40,22 @@ def page() -> str:
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if path.is_file():
             parts.append(_section(title, json.loads(path.read_text())))
+    for name, (title, command) in _FIGURES.items():
+        path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"
+        if path.is_file():
+            rows = [f"| {what} | {value} |" for what, value in _flat(json.loads(path.read_text()))]
+            parts.append("\n".join([f"## {title}", "", f"`{command}`", "", "| figure | value |", "| --- | --- |", *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value and all(isinstance(each, bool) for each in value.values()):
+        yield name, f"{sum(value.values())} of {len(value)}"
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _flat(each, f"{name} · {key}" if name else str(key))
+    else:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _section(title: str, record: dict[str, Any]) -> str:
