@@ -23,8 +23,8 @@ def test_it_is_the_sum_over_the_batches_with_batchnorm_at_rest(tiny, inputs, con
 
 def test_each_batch_is_attacked_where_the_objective_attacks(tiny, inputs, context, monkeypatch):
     steps = []
-    original = pgd._input_gradient
-    monkeypatch.setattr(pgd, "_input_gradient", lambda *arguments: steps.append(1) or original(*arguments))
+    original = pgd.losses_and_gradient
+    monkeypatch.setattr(pgd, "losses_and_gradient", lambda *arguments: steps.append(1) or original(*arguments))
     objective_gradients(tiny(), Rslad(attack=Attack(epsilon=0.1, steps=3)), tiny(seed=1), inputs, context, 64, 2, label="prune")
     assert len(steps) == 2 * 3
 
