@@ -17,6 +17,7 @@ DEFAULT_DATA = "digits"
 
 _SAMPLES_TO_SEE = 40_000  # training samples, over all epochs of the student: enough for sets of any size to settle
 _EPOCHS = (8, 30)
+_LITTLE_WORK = 16  # pixels of the shorter side: up to here one thread is about as fast as two, and not disturbed by other processes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class _Choices:
     student: str
     epochs: int
     epsilon: str
+    one_thread: bool
 
 
 def initialise(folder: Path, *, task: str = DEFAULT_TASK, data: str | None = None) -> Written:
@@ -88,17 +90,21 @@ def _chosen(name: str, data: DataSplits, *, given: bool) -> tuple[_Choices, list
         (f"epsilon {epsilon}", why_epsilon),
         ("targets cpu and arm", "both are built on this machine; a device of yours is named in [devices]"),
     ]
-    return _Choices(name, teacher, student, epochs, epsilon), reasons
+    one_thread = min(sides) <= _LITTLE_WORK
+    if one_thread:
+        reasons.append(("one thread", f"images of {size} are too little work to share between cores"))
+    return _Choices(name, teacher, student, epochs, epsilon, one_thread), reasons
 
 
 def _text(task: str, choices: _Choices) -> str:
     few = max(1, round(choices.epochs / 4))
+    threads = "threads = 1                          # absent: all cores\n" if choices.one_thread else ""
     return f"""\
 # A kdpipe project. Every key and its default: docs/configuration.md. What would run and why: kdpipe plan
 
 [project]
 seed = 0                             # same seed, same machine: same result, bit for bit
-
+{threads}
 [task]
 kind = {_quoted(task)}
 data = {_quoted(choices.data)}

@@ -25,6 +25,7 @@ def test_without_data_the_digits_are_taken_and_it_says_why(tmp_path: Path) -> No
 def test_what_is_written_is_a_configuration_without_a_mistake(tmp_path: Path) -> None:
     source = read_toml(initialise(tmp_path).path)
     config = assemble(tmp_path, source, load_stages(), ())
+    assert "\nthreads = 1 " in (tmp_path / "kdpipe.toml").read_text()
     assert list(config.targets) == ["cpu", "arm"]
     assert config.prunes
     assert config.sections["teacher"].objective.attack.epsilon == config.sections["distill"].objective.attack.epsilon == 0.1
@@ -52,6 +53,7 @@ def test_choices_follow_from_what_the_data_looks_like(tmp_path: Path, monkeypatc
     told = dict(written.choices)
     assert told[f"data {tmp_path / 'data'}"].startswith("2 classes, 32×32 colour, ")
     assert told["epsilon 0.0314"] == "colour images: 8/255"
+    assert "threads" not in written.path.read_text()
     assert f'data = "{tmp_path / "data"}"' in written.path.read_text()
 
 
