@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
+from kdpipe.stages.objectives.attention import attention_map
 from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.hidden import LayerPair, layer_pairs, require_whole_pairs, same_size, watched
 from kdpipe.stages.objectives.kd import kd_loss
@@ -24,7 +25,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Maps (batch, channels, h, w) with any two channel counts, equal h and w. Attention: the channels' squares summed, as a
     vector over positions, of Euclidean length 1. Source: eq. 2 with p = 2; squared, as in the authors' code.
     """
-    return (_attention(student) - _attention(teacher)).square().sum(dim=1).mean()
+    return (attention_map(student) - attention_map(teacher)).square().sum(dim=1).mean()
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -91,10 +92,6 @@ class LayerPairs(nn.Module):
             a, b = same_size(student[ours], teacher[theirs].detach())
             distances.append(attention_distance(a, b) if self.match == "attention" else feature_distance(projector(a), b))
         return torch.stack(distances).mean()
-
-
-def _attention(maps: Tensor) -> Tensor:
-    return F.normalize(widened(maps).square().sum(dim=1).flatten(1), dim=1)
 
 
 def _projector(student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
