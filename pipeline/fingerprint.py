@@ -36,6 +36,16 @@ def with_contents(config: Mapping[str, Any], contents: Mapping[str, str]) -> dic
     return copied
 
 
+def present(value: Any) -> Any:
+    """The JSON value without keys that are None: TOML has no null, so those are keys that nobody wrote.
+
+    A key that a later version adds, absent by default, then changes no fingerprint: an upgrade rebuilds nothing for its sake.
+    """
+    if isinstance(value, Mapping):
+        return {key: present(inner) for key, inner in value.items() if inner is not None}
+    return [present(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def tool_versions(tools: Iterable[str]) -> dict[str, str | None]:
     """The installed version of each distribution, None where it is not installed."""
     return {tool: _version(tool) for tool in sorted(set(tools))}

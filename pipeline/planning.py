@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
-from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, tool_versions, with_contents
+from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
@@ -145,7 +145,7 @@ def _identity(
     identity = {
         "stage": node.stage,
         "version": module.VERSION,
-        "config": with_contents(settings.model_dump(mode="json"), contents),
+        "config": present(with_contents(settings.model_dump(mode="json"), contents)),
         "inputs": {name: made[step].fingerprint for name, step in node.needs.items()},
         "data": data.digest,
         "task": dict(config.task.identity()),
@@ -154,7 +154,7 @@ def _identity(
         "threads": threads,
     }
     if node.target is not None:
-        identity["profile"] = node.target.profile.model_dump(mode="json")
+        identity["profile"] = present(node.target.profile.model_dump(mode="json"))
         identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does
     if node.stage == "bench" and node.target is not None:
         identity["device"] = _device_identity(node.target)

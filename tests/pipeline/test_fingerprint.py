@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, references, tool_versions, with_contents
+from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, references, tool_versions, with_contents
 
 
 def test_a_fingerprint_is_a_full_sha256_and_order_of_keys_does_not_count() -> None:
@@ -32,6 +32,11 @@ def test_a_setting_that_names_a_file_counts_by_content() -> None:
     assert with_contents(config, {"weights": "12ab"}) == {"weights": "sha256:12ab", "epochs": 3}
     assert with_contents(config, {"weights/network.json": "1", "weights/w": "2"}) == {"weights": {"network.json": "sha256:1", "w": "sha256:2"}, "epochs": 3}
     assert config["weights"] == "a/b.safetensors"
+
+
+def test_a_key_that_nobody_wrote_is_no_part_of_an_identity() -> None:
+    written = {"epochs": 3, "attack": {"steps": 10, "step_size": None}, "teachers": [{"gate": None, "weight": 0.5}], "clip_norm": None}
+    assert present(written) == {"epochs": 3, "attack": {"steps": 10}, "teachers": [{"weight": 0.5}]}
 
 
 def test_tools_have_their_installed_version_and_missing_ones_none() -> None:
