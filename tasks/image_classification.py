@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, Field, JsonValue
 from torch import Tensor
 
+from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
 from kdpipe.tasks.data.checks import Layout, require_precision
@@ -35,6 +36,7 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
     layout: Layout | None = Field(None, description="order of an image array's axes, where its shape leaves it open")
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="of each class's training samples, where the data has no validation set")
     test_share: float | None = Field(None, gt=0, lt=0.5, description="the same for the test set; else 0.3 below 5,000 samples, 0.2 above")
+    train_samples: int | None = Field(None, ge=2, description="only so many of the training split, the same share of each class, by seed; else all")
     augment_with: tuple[Augmentation, ...] | None = Field(
         None,
         alias="augment",
@@ -68,10 +70,13 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
         """The data, checked and split; see `Task.load`."""
         source = found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout)
         if isinstance(source, DataSplits):
+            if self.train_samples is not None:
+                problem = f"train_samples = {self.train_samples} cannot be drawn from splits of your own"
+                raise ConfigError(problem, at=f'data = "{self.data}"', do="let the function return fewer")
             require_precision(len(source.test), self.interval_half_width, at=f'data = "{self.data}"')
             return source
         shares = Shares(self.validation_share, self.test_share)
-        return partitioned(source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE)
+        return partitioned(source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE, train_samples=self.train_samples)
 
     def identity(self) -> Mapping[str, Any]:
         """Kind and augmentations; splits and class names are part of the data's digest."""

@@ -17,6 +17,7 @@ from kdpipe.tasks.data.samples import RowsSplit
 from kdpipe.tasks.data.source import Part, Source
 from kdpipe.tasks.data.splits import DataSplits, Int64Array
 from kdpipe.tasks.data.statistics import statistics
+from kdpipe.tasks.data.subset import stratified_subset
 
 SMALL_SET = 5_000
 """Below so many samples, more of them go to the test split: its interval would be too wide otherwise."""
@@ -34,14 +35,21 @@ class Shares:
         return self.test if self.test is not None else (0.3 if count < SMALL_SET else 0.2)
 
 
-def partitioned(source: Source, shares: Shares, seed: int, *, half_width: float | None = None, cache: Path | None = None) -> DataSplits:
+def partitioned(
+    source: Source, shares: Shares, seed: int, *, half_width: float | None = None, cache: Path | None = None, train_samples: int | None = None
+) -> DataSplits:
     """The three splits of `source`, checked; equal seeds give equal splits. `half_width`: see `require_precision`.
+
+    `train_samples`: so many of the training split's, see `stratified_subset`; the other splits are the same whatever it is.
 
     `cache`: a folder for the statistics of sets that must be decoded to know them. ConfigError where a class is missing from a split.
     """
     for part in source.parts.values():
         require_known_classes(part.labels, source.classes, at=part.at)
     rows = _rows(source, shares, seed)
+    if train_samples is not None:
+        generator = numpy_stream(seed, "data/train-samples")
+        rows["train"] = stratified_subset(source.train.labels, rows["train"], train_samples, generator, at=source.train.at)
     splits = {name: _split(source.parts.get(name, source.train), numpy_stream(0, f"data/order/{name}").permutation(rows[name])) for name in rows}
     for name, split in splits.items():
         require_every_class(split.labels, source.classes, name, at=source.parts.get(name, source.train).at)
