@@ -7,6 +7,7 @@ Deviation: for CIFAR-10 their code's KL also divides by the number of classes.
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from kdpipe.stages.objectives.divergence import kl, kl_per_sample
 from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
@@ -24,9 +25,12 @@ class Adaad(RobustObjective):
 
     robust_share: Share = Field(Scheduled.constant(1.0), description="b: share of the adversarial term; number or schedule, in [0, 1]")
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the two networks differ most."""
+        return self.worst_case_for(step, lambda x: kl_per_sample(step.teacher.module(x), step.student(x)))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training."""
-        x_adv = self.worst_case_for(step, lambda x: kl_per_sample(step.teacher.module(x), step.student(x)))
         adversarial = kl(step.teacher(x_adv), step.student(x_adv))
         if self.robust_share == Scheduled.constant(1.0):
             return weighted(adversarial=(1.0, adversarial))

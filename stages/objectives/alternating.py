@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from kdpipe.stages.objectives.divergence import kl_per_sample, widened
 from kdpipe.stages.objectives.kd import kd_loss
@@ -33,10 +34,13 @@ class Alternating(RobustObjective):
         count = step.number if self.turn == "step" else step.epoch
         return count % self.attacked_every == self.attacked_every - 1
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """At an attacked turn where the student differs most from the teacher's answer to the clean batch; else the batch itself."""
+        return self.worst_case(step, lambda logits: kl_per_sample(step.targets, logits)) if self.attacks(step) else step.x
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training; they have one name on clean and attacked turns, and the log their mean."""
-        x = self.worst_case(step, lambda logits: kl_per_sample(step.targets, logits)) if self.attacks(step) else step.x
-        logits, share = step.student(x), self.label_share.at(step.progress)
+        logits, share = step.student(x_adv), self.label_share.at(step.progress)
         return weighted(
             teacher=(1 - share, kd_loss(logits, step.targets, self.temperature.at(step.progress))),
             labels=(share, F.cross_entropy(widened(logits), step.labels)),

@@ -6,6 +6,7 @@ runs in training mode; ours is the formula, attacked in evaluation mode.
 
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.kd import kd_loss
@@ -22,9 +23,12 @@ class Ard(RobustObjective):
     temperature: Positive = Field(Scheduled.constant(30.0), description="T: softens both distributions; number or schedule, > 0")
     label_share: Share = Field(Scheduled.constant(0.0), description="a: share of the cross-entropy on clean samples; number or schedule, in [0, 1]")
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the student is most wrong about the labels."""
+        return self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training."""
-        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
         adversarial = kd_loss(step.student(x_adv), step.targets, self.temperature.at(step.progress))
         if self.label_share == Scheduled.constant(0.0):
             return weighted(adversarial=(1.0, adversarial))

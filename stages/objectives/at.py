@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
@@ -13,9 +14,12 @@ class At(RobustObjective):
 
     needs_teacher: ClassVar[bool] = False
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the student is most wrong about the labels."""
+        return self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """The cross-entropy on the attacked batch."""
-        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
         return weighted(adversarial=(1.0, F.cross_entropy(widened(step.student(x_adv)), step.labels)))
 
 

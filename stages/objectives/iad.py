@@ -33,9 +33,12 @@ class Iad(RobustObjective):
     trust_from: float = Field(0.3, ge=0, le=1, description="share of the training during which the teacher is believed whatever it says")
     full_teacher: bool = Field(False, description="the teacher's term keeps weight 1, as in the authors' code; else r_i, as in the paper")
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the student is most wrong about the labels."""
+        return self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training, each with its samples' weights; and the mean of r_i, with weight 0, for the log."""
-        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
         if step.progress < self.trust_from:
             trust = torch.ones_like(step.labels, dtype=torch.float32)
         else:

@@ -40,9 +40,12 @@ class Mart(RobustObjective):
 
     consistency_weight: Weight = Field(Scheduled.constant(5.0), description="lambda: weight of the consistency on doubtful samples; number or schedule, >= 0")
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the student is most wrong about the labels."""
+        return self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training."""
-        x_adv = self.worst_case(step, lambda logits: F.cross_entropy(widened(logits), step.labels, reduction="none"))
         clean, adversarial = step.student(step.x), step.student(x_adv)
         return weighted(
             adversarial=(1.0, boosted_cross_entropy(adversarial, step.labels)),

@@ -2,7 +2,7 @@
 
 An objective is one file with one frozen model whose fields are its configuration keys. Three depths of it:
 - it compares logits on clean samples: implement `logit_loss` (`kd`);
-- it has an attack inside: derive from `RobustObjective`, implement `loss`, choose the inner maximisation's loss (`rslad`);
+- it has an attack inside: derive from `RobustObjective`, implement `attacked` (which loss the inner maximisation raises) and `outer` (`rslad`);
 - it needs more: `auxiliary` makes a module that is trained and checkpointed with the student (projectors, learned temperatures,
   and in its buffers whatever must survive a resume), `around` wraps the whole step (adversarial weight perturbation).
 """
@@ -24,16 +24,24 @@ from kdpipe.stages.folding import Pair, folded
 
 @dataclass(frozen=True)
 class Loss:
-    """`total`: the float32 scalar to minimise, with its graph. `terms`: its parts for the log, detached and before their weights."""
+    """`total`: the float32 scalar to minimise, with its graph. `terms`: its parts for the log, detached and before their weights.
+
+    `parts`: by the same names the weights, and the parts with their graphs, where the total is their weighted sum and no more.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
+    parts: dict[str, tuple[float | Tensor, Tensor]] = field(default_factory=dict)
+
+    def plus(self, other: "Loss") -> "Loss":
+        """The sum of both; no name is in both."""
+        return Loss(self.total + other.total, self.terms | other.terms, self.parts | other.parts)
 
 
 def weighted(**terms: tuple[float | Tensor, Tensor]) -> Loss:
     """The loss that is the weighted sum of the named `terms`, each (weight, scalar)."""
     total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-    return Loss(total, {name: value.detach() for name, (_, value) in terms.items()})
+    return Loss(total, {name: value.detach() for name, (_, value) in terms.items()}, terms)
 
 
 class Teacher:
@@ -97,18 +105,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may size its trainable extras by. `example`: two samples, (2, *shape); `samples`: how many the training split has."""
+    """What an objective may size its trainable extras by. `example`: two samples, (2, *shape); `samples`: how many the training split has.
+
+    `fresh`: makes a network like the student with initial weights of its own, the same each time; None where the student does not start from initial weights.
+    """
 
     student: nn.Module
     teachers: tuple[nn.Module, ...]
     example: Tensor
     samples: int
+    fresh: Callable[[], nn.Module] | None = None
 
 
 class Objective(BaseModel, extra="forbid", frozen=True):
     """The base of all objectives; the fields of a subclass are its keys in `[distill]`."""
 
     needs_teacher: ClassVar[bool] = True
+    teacher_roles: ClassVar[tuple[str, ...]] = ()
+    """what its teachers are to it (`robust`, `natural`), in the order of `step.teachers`; none: it has one teacher, in front of however many are mixed"""
     robust: ClassVar[bool] = False
     """whether an attack runs inside the step; then there is a field `attack`"""
 
@@ -120,9 +134,14 @@ class Objective(BaseModel, extra="forbid", frozen=True):
             return module.replace("_", "-")
         return f"{type(self).__module__}:{type(self).__qualname__}"
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether this one, with its settings, asks a teacher; `needs_teacher` says it of the kind."""
+        return self.needs_teacher
+
     def loss(self, step: Step) -> Loss:
         """The loss of one step; the student is in training mode and each of its forward passes moves its BatchNorm statistics."""
-        teacher = step.targets if self.needs_teacher else None
+        teacher = step.targets if self.uses_teacher else None
         return self.logit_loss(step.student(step.x), teacher, step.labels, step.progress)
 
     def logit_loss(self, student: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Loss:
@@ -149,6 +168,23 @@ class RobustObjective(Objective):
     """where the attack starts when the user's `[….attack]` does not say"""
 
     attack: Attack = Field(default_factory=Attack, description="the attack inside the step, a section of its own")
+
+    def loss(self, step: Step) -> Loss:
+        """`outer` on `attacked`. Who overrides this instead of those two cannot be `igdm`'s base, and pays the attack twice under `[….awp]`."""
+        return self.outer(step, self.attacked(step))
+
+    def attacked(self, step: Step) -> Tensor:
+        """x', the batch that the inner maximisation leads to; without a graph."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither loss nor attacked")
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
+        """The loss to minimise, given x'; the student is in training mode. Another call on the same step gives the same, but for BatchNorm's statistics."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither loss nor outer")
+
+    @property
+    def splits(self) -> bool:
+        """Whether `attacked` and `outer` can be had one by one."""
+        return type(self).loss is RobustObjective.loss
 
     @model_validator(mode="after")
     def _start_where_the_paper_does(self) -> "RobustObjective":

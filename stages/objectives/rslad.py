@@ -7,6 +7,7 @@ Source: Zi et al. 2021 (arXiv:2108.07969), eq. 7. Deviation: their code's KL als
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from kdpipe.stages.objectives.divergence import kl, kl_per_sample
 from kdpipe.stages.objectives.objective import Loss, RobustObjective, Step, weighted
@@ -23,10 +24,13 @@ class Rslad(RobustObjective):
 
     robust_share: Share = Field(Scheduled.constant(5 / 6), description="b: share of the adversarial term; number or schedule, in [0, 1]")
 
-    def loss(self, step: Step) -> Loss:
+    def attacked(self, step: Step) -> Tensor:
+        """Where the student differs most from the teacher's answer to the clean batch."""
+        return self.worst_case(step, lambda logits: kl_per_sample(step.targets, logits))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
         """Both terms at this point of the training."""
         share = self.robust_share.at(step.progress)
-        x_adv = self.worst_case(step, lambda logits: kl_per_sample(step.targets, logits))
         return weighted(
             adversarial=(share, kl(step.targets, step.student(x_adv))),
             clean=(1 - share, kl(step.targets, step.student(step.x))),

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.objectives.divergence import kl, kl_per_sample, widened
@@ -34,11 +35,14 @@ class Trades(RobustObjective):
             raise ValueError("start = 'none' leaves this attack without a gradient (the KL is flat at the sample itself); use 'gaussian' or 'uniform'")
         return attack
 
-    def loss(self, step: Step) -> Loss:
-        """Both terms at this point of the training."""
+    def attacked(self, step: Step) -> Tensor:
+        """Where the network's prediction moves most."""
         with under_attack(step), torch.no_grad():
             prediction = step.student(step.x)
-        x_adv = self.worst_case(step, lambda logits: kl_per_sample(prediction, logits))
+        return self.worst_case(step, lambda logits: kl_per_sample(prediction, logits))
+
+    def outer(self, step: Step, x_adv: Tensor) -> Loss:
+        """Both terms at this point of the training."""
         clean = step.student(step.x)
         return weighted(
             labels=(1.0, F.cross_entropy(widened(clean), step.labels)),
