@@ -37,7 +37,13 @@ STAGE_SECTIONS = {"teacher": "teacher", "distill": "distill", "prune": "prune", 
 """section to the stage that owns its model"""
 SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
 
-FILLED = {"qat": {"objective"}, "prune": {"objective"}, "evaluate": {"subject"}, "bench": {"device"}}
+FILLED = {
+    "teacher": {"name"},
+    "prune": {"objective", "teachers", "mixture"},
+    "qat": {"objective", "teachers", "mixture"},
+    "evaluate": {"subject"},
+    "bench": {"device"},
+}
 """fields that the pipeline fills in and no file sets"""
 
 

@@ -1,6 +1,7 @@
 """What a build will do and why: the graph of steps, their fingerprints, and how each differs from the nearest earlier run.
 
 teacher ─► distill ─► prune ─► qat@T ─► export@T ─► bench@T        and a score- step for each network and file
+teacher-NAME ─► distill, prune, qat@T                              for each further teacher
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, 
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.stage import Inputs
+from kdpipe.stages.teachers import FurtherTeacher, step_name
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.tasks.data.splits import DataSplits
@@ -94,24 +97,34 @@ def _nodes(config: Config, until: str | None) -> Iterator[_Node]:
     """The graph in running order: what all targets share, then each target's tail. Without `[prune]` its consumers take the student."""
     last = STAGES.index(until or STAGES[-1])
     pruned = "prune" if config.prunes else "distill"
-    shared = [("teacher", {}), ("distill", {"teacher": "teacher"})]
+    further = [step_name(teacher) for teacher in _further_teachers(config)]
+    teachers = {"teacher": "teacher", **{name: name for name in further}}
+    shared = [("teacher", {}), ("distill", teachers)]
     if config.prunes:
-        shared.append(("prune", {"distill": "distill", "teacher": "teacher"}))
+        shared.append(("prune", {"distill": "distill", **teachers}))
     shared = [(stage, needs) for stage, needs in shared if STAGES.index(stage) <= last]
     for stage, needs in shared:
         yield _Node(stage, stage, None, needs)
         yield _Node("score", f"score-{stage}", None, {stage: stage}, _SUBJECTS[stage])
+        if stage == "teacher":
+            yield from (_Node("teacher", name, None, {}) for name in further)
     scores = {f"score-{stage}": f"score-{stage}" for stage, _ in shared}
     for target in config.targets.values():
         qat, export = f"qat@{target.name}", f"export@{target.name}"
         if last >= STAGES.index("qat"):
-            yield _Node("qat", qat, target, {"prune": pruned, "teacher": "teacher"})
+            yield _Node("qat", qat, target, {"prune": pruned, **teachers})
             yield _Node("score", f"score-{qat}", target, {"qat": qat}, _SUBJECTS["qat"])
         if last >= STAGES.index("export"):
             yield _Node("export", export, target, {"qat": qat, "prune": pruned, "teacher": "teacher"})
             yield _Node("score-export", f"score-{export}", target, {"export": export, "qat": qat, **scores, "score-qat": f"score-{qat}"})
         if last >= STAGES.index("bench"):
             yield _Node("bench", f"bench@{target.name}", target, {"export": export})
+
+
+def _further_teachers(config: Config) -> Sequence[FurtherTeacher]:
+    """Those that the student asks, beside [teacher]."""
+    distill = config.sections["distill"]
+    return distill.further_teachers() if isinstance(distill, DistillConfig) else ()
 
 
 def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapping[str, StageModule], data: DataSplits) -> None:
@@ -126,8 +139,10 @@ def _settings(config: Config, node: _Node) -> BaseModel:
     """The stage's section with what the pipeline fills in: the objective of `[distill]`, its attack's strength, the model under judgement."""
     section: BaseModel = config.sections[_SECTION_OF[node.stage]]
     objective = config.sections["distill"].objective
+    if node.stage == "teacher":
+        return next((teacher.training() for teacher in _further_teachers(config) if step_name(teacher) == node.name), section)
     if node.stage in ("prune", "qat"):
-        return section.model_copy(update={"objective": objective})
+        return section.model_copy(update={"objective": objective, **_teaching(config)})
     if node.stage in ("score", "score-export"):
         filled: dict[str, Any] = {} if node.subject is None else {"subject": node.subject}
         attack = getattr(objective, "attack", None)
@@ -138,6 +153,15 @@ def _settings(config: Config, node: _Node) -> BaseModel:
     return section
 
 
+def _teaching(config: Config) -> dict[str, Any]:
+    """What the stages after `[distill]` take over of its teachers; nothing where there is but one, so that it adds nothing to what they are."""
+    distill = config.sections["distill"]
+    if not isinstance(distill, DistillConfig):
+        return {}
+    told = {"teachers": distill.shares() or None, "mixture": distill.mixture}
+    return {key: value for key, value in told.items() if value is not None}
+
+
 def _identity(
     config: Config, node: _Node, settings: BaseModel, module: StageModule, made: Mapping[str, Step], data: DataSplits, threads: int
 ) -> dict[str, Any]:
@@ -145,7 +169,7 @@ def _identity(
     identity = {
         "stage": node.stage,
         "version": module.VERSION,
-        "config": present(with_contents(settings.model_dump(mode="json"), contents)),
+        "config": present(with_contents(settings.identity() if isinstance(settings, DistillConfig) else settings.model_dump(mode="json"), contents)),
         "inputs": {name: made[step].fingerprint for name, step in node.needs.items()},
         "data": data.digest,
         "task": dict(config.task.identity()),
@@ -179,7 +203,8 @@ def _reasons(step: Step, store: Store) -> tuple[str, ...]:
 
 def _nearest(step: Step, earlier: Sequence[Artifact]) -> tuple[str, ...]:
     """The differences to the earlier artifact that has the fewest, the latest of those with as many."""
-    section = _SECTION_OF[step.stage]
+    further = step.stage == "teacher" and step.name != "teacher"
+    section = f"distill.teachers.{step.name.removeprefix('teacher-')}" if further else _SECTION_OF[step.stage]
     told = [tuple(differences(artifact.record.identity, step.identity, section)) for artifact in reversed(earlier)]
     return min(told, key=len)
 

@@ -1,5 +1,7 @@
 """The gradient of an objective over a few training batches: what importance scores are made of."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from kdpipe.tasks.data.batches import batches
 
 
 def objective_gradients(
-    network: Network, objective: Objective, teacher: Network | None, inputs: Inputs, context: Context, batch_size: int, most_batches: int, *, label: str
+    network: Network, objective: Objective, teachers: Sequence[Network], inputs: Inputs, context: Context, batch_size: int, most_batches: int, *, label: str
 ) -> dict[str, Tensor]:
     """Parameter name to the gradient of the objective's loss, summed over `most_batches` unaugmented training batches, at the end of its schedule.
 
@@ -22,7 +24,7 @@ def objective_gradients(
     """
     module, split = network.module.eval(), inputs.data.train
     size, drop_last = batching(len(split), batch_size)
-    modules = () if teacher is None else (teacher.module,)
+    modules = tuple(teacher.module for teacher in teachers)
     example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
     sums = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
     with quiet(*modules), lent_to_torch(stream(context.seed, f"{label}/gradients/layers")):

@@ -27,7 +27,9 @@ from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.gradients import objective_gradients
 from kdpipe.stages.macs import count_macs, count_parameters
 from kdpipe.stages.objectives.configured import ConfiguredObjective
+from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.teachers import teaching
 from kdpipe.stages.training import CHECKPOINTS, History, TrainingConfig, train, write_history
 
 VERSION = 1
@@ -43,6 +45,8 @@ class PruneConfig(TrainingConfig, extra="forbid", frozen=True):
     """`[prune]`: how much goes, in how many steps, and the fine-tuning. Objective and teacher are those of `[distill]`."""
 
     objective: ConfiguredObjective | None = Field(None, description="filled in from [distill]")
+    teachers: tuple[TeacherShare, ...] | None = Field(None, description="filled in from [distill]")
+    mixture: Mixture | None = Field(None, description="filled in from [distill]")
     speedup: float | None = Field(None, gt=1, le=100, description="multiply-accumulates before / after, at least")
     channels: float | None = Field(None, gt=0, lt=1, description="share of the prunable channels that goes, at least; instead of speedup")
     steps: int = Field(3, ge=1, le=20, description="how often channels are removed, each time with a share of the epochs")
@@ -91,7 +95,7 @@ def run(inputs: Inputs, config: PruneConfig, context: Context) -> Path:
     """The artifact folder with the pruned and fine-tuned student, and what was removed."""
     assert config.objective is not None, "the pipeline fills it in"
     student = load_network(inputs.artifacts["distill"])
-    teacher = load_network(inputs.artifacts["teacher"]) if config.objective.needs_teacher else None
+    objective, teachers = teaching(config.objective, config.teachers or (), config.mixture, inputs)
     ignored = _full_names(config.ignored_layers, student.module)
     example = torch.from_numpy(inputs.data.train.read(np.arange(min(_EXAMPLES, len(inputs.data.train)))))
     start = _Start(student, _cost(student), _prunable_channels(find_groups(student.module, example, ignored=ignored)[0]))
@@ -101,13 +105,13 @@ def run(inputs: Inputs, config: PruneConfig, context: Context) -> Path:
         label = f"prune/step-{number + 1}"
         gradients = None
         if config.importance == "taylor":
-            gradients = objective_gradients(network, config.objective, teacher, inputs, context, config.batch_size, config.importance_batches, label=label)
+            gradients = objective_gradients(network, objective, teachers, inputs, context, config.batch_size, config.importance_batches, label=label)
         groups, whole = find_groups(network.module, example, gradients, ignored)
         choice = _chosen(groups, whole, network, start, config, (number + 1) / config.steps)
         network = _cut(network, plan_without(choice, network.module))
         steps.append(_step(choice, _cost(network), start))
         context.progress.say(_told(label, steps[-1], start, whole if number == 0 else {}))
-        histories.append(train(network, config.objective, teacher, inputs, _part_of_epochs(config, number), context, label=label))
+        histories.append(train(network, objective, teachers, inputs, _part_of_epochs(config, number), context, label=label))
     save_network(network, context.folder)
     _require_exact_replay(network, context.folder, example)
     report = PruningReport(

@@ -22,8 +22,10 @@ from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.distill import fresh_student
 from kdpipe.stages.objectives.configured import ConfiguredObjective
+from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.teachers import teaching
 from kdpipe.stages.training import CHECKPOINTS, History, SelectBy, TrainingConfig, train, write_history
 from kdpipe.stages.validation import Validation, validate
 from kdpipe.targets.profile import Profile
@@ -54,6 +56,8 @@ class QatConfig(TrainingConfig, extra="forbid", frozen=True):
     calibration_samples: int | None = Field(None, ge=1, description="training samples for calibration; absent: the target profile's number")
     calibration_method: Literal["minmax", "percentile", "mse"] | None = Field(None, description="how ranges are found; absent: the target profile's method")
     objective: ConfiguredObjective | None = Field(None, description="filled in from [distill]")
+    teachers: tuple[TeacherShare, ...] | None = Field(None, description="filled in from [distill]")
+    mixture: Mixture | None = Field(None, description="filled in from [distill]")
 
 
 class Outcome(BaseModel, extra="forbid", frozen=True):
@@ -127,7 +131,7 @@ def _calibrated_(twin: nn.Module, inputs: Inputs, config: QatConfig, profile: Pr
 
 
 def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs: Inputs, config: QatConfig, context: Context) -> History:
-    teacher = load_network(inputs.artifacts["teacher"]) if objective.needs_teacher else None
+    objective, teachers = teaching(objective, config.teachers or (), config.mixture, inputs)
     fixed_from = config.epochs - math.floor(config.epochs * config.frozen_share)
 
     def before_epoch(epoch: int) -> None:
@@ -135,7 +139,7 @@ def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs:
             freeze_observers_(twin)
 
     live = Network(student.spec.model_copy(update={"quantization": plan_of(twin)}), twin)
-    return train(live, objective, teacher, inputs, config, context, label="qat", before_epoch=before_epoch)
+    return train(live, objective, teachers, inputs, config, context, label="qat", before_epoch=before_epoch)
 
 
 def _finished(student: Network, twin: nn.Module) -> Network:

@@ -72,6 +72,11 @@ class Igdm(RobustObjective):
         object.__setattr__(self, "base", base.model_copy(update={"attack": attack}))
         return self
 
+    @property
+    def teacher_roles(self) -> tuple[str, ...]:
+        """As the base's; the first one is aligned with."""
+        return self.base.teacher_roles
+
     def weight_at(self, progress: float) -> float:
         """a at this point of the training."""
         if self.alignment_weight is None:

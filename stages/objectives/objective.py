@@ -121,10 +121,12 @@ class Objective(BaseModel, extra="forbid", frozen=True):
     """The base of all objectives; the fields of a subclass are its keys in `[distill]`."""
 
     needs_teacher: ClassVar[bool] = True
-    teacher_roles: ClassVar[tuple[str, ...]] = ()
-    """what its teachers are to it (`robust`, `natural`), in the order of `step.teachers`; none: it has one teacher, in front of however many are mixed"""
     robust: ClassVar[bool] = False
     """whether an attack runs inside the step; then there is a field `attack`"""
+
+    weighting: Literal["uncertainty"] | None = Field(
+        None, description="uncertainty: the terms' weights are learned as well (times the given ones); absent: as given"
+    )
 
     @property
     def name(self) -> str:
@@ -138,6 +140,11 @@ class Objective(BaseModel, extra="forbid", frozen=True):
     def uses_teacher(self) -> bool:
         """Whether this one, with its settings, asks a teacher; `needs_teacher` says it of the kind."""
         return self.needs_teacher
+
+    @property
+    def teacher_roles(self) -> tuple[str, ...]:
+        """What its teachers are to it (`robust`, `natural`), in the order of `step.teachers`; none where it has one, which several may be mixed into."""
+        return ()
 
     def loss(self, step: Step) -> Loss:
         """The loss of one step; the student is in training mode and each of its forward passes moves its BatchNorm statistics."""

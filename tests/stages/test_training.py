@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import nn
 
 from kdpipe.foundation.errors import ConfigError
@@ -74,6 +75,11 @@ OBJECTIVES = {
     "kd": (Kd(), {"ema_decay": 0.9, "clip_norm": 1.0}),
     "hierarchical": (Hierarchical(match="features"), {"schedule": "multi-step"}),
     "rslad": (Rslad(attack=ATTACK), {"warmup_epochs": 1.0, "ema_decay": 0.5}),
+    "rslad, weights perturbed": (Rslad(attack=ATTACK), {"awp": {"gamma": 0.01, "start": 0.4}, "swa_start": 0.5}),
+    "kd, all learned": (
+        Kd.model_validate({"temperature": {"from": 1, "to": 21, "shape": "learned"}, "weighting": "uncertainty"}),
+        {"awp": {"gamma": 0.01, "start": 0}, "swa_start": 0.0},
+    ),
 }
 
 
@@ -107,7 +113,7 @@ def test_so_does_every_other_objective(name, tiny, inputs, context, tmp_path):
     config = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.01)
     inputs = replace(inputs, task=SHIFTED)
     whole, stopped = tiny(), tiny()
-    teacher = tiny(seed=1) if objective.needs_teacher else None
+    teacher = [tiny(seed=1 + number) for number in range(max(1, len(objective.teacher_roles)))] if objective.needs_teacher else None
     history = train(whole, objective, teacher, inputs, config, replace(context, folder=tmp_path / "whole"), label="distill")
     folder = tmp_path / "stopped"
     with pytest.raises(StoppedError):
@@ -401,3 +407,60 @@ def test_the_history_holds_no_times_and_is_written_as_json(tiny, inputs, context
 def test_milestones_are_shares_of_the_training():
     with pytest.raises(ValidationError, match="they are shares of the training, not epochs"):
         TrainingConfig(milestones=(100, 150))
+
+
+def test_perturbed_weights_change_the_training_from_their_start_on(tiny, inputs, context, tmp_path):
+    def weights(name, **keys):
+        network = tiny()
+        train(network, Plain(), None, inputs, TrainingConfig(epochs=2, batch_size=100, **keys), replace(context, folder=tmp_path / name), label="teacher")
+        return network.module
+
+    plain, late, early = weights("plain"), weights("late", awp={"start": 0.9}), weights("early", awp={"start": 0.0})
+    assert equal(plain, late)  # 4 steps: the last begins at 0.75
+    assert not equal(plain, early)
+
+
+def test_the_attack_is_made_once_and_before_weights_are_perturbed(tiny, inputs, context):
+    class Counting(Rslad):
+        def attacked(self, step):
+            attacked.append(step.student.get_parameter("body.conv1.weight").clone())
+            return super().attacked(step)
+
+        def outer(self, step, x_adv):
+            learned.append(step.student.get_parameter("body.conv1.weight").clone())
+            return super().outer(step, x_adv)
+
+    attacked, learned = [], []
+    config = TrainingConfig(epochs=1, batch_size=200, awp={"gamma": 0.1, "start": 0.0}, validation_attack_samples=10)
+    train(tiny(), Counting(attack=ATTACK), tiny(seed=1), inputs, config, context, label="distill")
+    assert len(attacked) == 1
+    assert len(learned) == 2
+    assert torch.equal(attacked[0], learned[0])
+    assert (learned[1] - learned[0]).norm().item() == pytest.approx(0.1 * learned[0].norm().item(), rel=1e-3)
+
+
+def test_the_equal_average_is_kept_from_its_start_on(tiny, inputs, context):
+    ends = []
+
+    class Kept(Plain):
+        def loss(self, step):
+            if step.number == 0:
+                ends.append({name: value.clone() for name, value in step.student.state_dict().items()})
+            return super().loss(step)
+
+    network = tiny()
+    config = TrainingConfig(epochs=4, batch_size=100, swa_start=0.5, schedule="constant")
+    history = train(network, Kept(), None, inputs, config, context, label="teacher")
+    checkpoint = sorted((context.folder / "checkpoint" / "teacher").glob("*.safetensors"))
+    tensors = [load_file(path) for path in checkpoint]  # the two newest: after epochs 3 and 4
+    mean = (tensors[0]["student/body.conv1.weight"] + tensors[1]["student/body.conv1.weight"]) / 2
+    assert torch.allclose(tensors[1]["average/body.conv1.weight"], mean, atol=1e-7)
+    assert not torch.equal(tensors[1]["average/body.bn1.running_mean"], tensors[1]["student/body.bn1.running_mean"])
+    kept = network.module.get_parameter("body.conv1.weight")
+    candidates = {1: ends[1], 2: ends[2]} | {3 + i: {"body.conv1.weight": one["average/body.conv1.weight"]} for i, one in enumerate(tensors)}
+    assert torch.equal(kept, candidates[history.best_epoch]["body.conv1.weight"])
+
+
+def test_two_averages_at_once_are_refused():
+    with pytest.raises(ValidationError, match="ema_decay and swa_start are two averages of the same weights: give one of them"):
+        TrainingConfig(ema_decay=0.9, swa_start=0.5)
