@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdpipe.pipeline.steps import BuildResult
+from kdpipe.robustness.attacks.strength import strongest
 from kdpipe.robustness.scorecard import AttackFigure, Figure
 from kdpipe.targets.measurements import Latency, Percentile
 
@@ -70,8 +71,8 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def strongest_pgd(attacks: Sequence[AttackFigure]) -> AttackFigure | None:
-    """The projected-gradient attack with the most steps, among those the one with the most restarts; None where there is none."""
-    return max((attack for attack in attacks if attack.name.startswith("pgd")), key=lambda attack: (attack.steps, attack.restarts), default=None)
+    """The strongest projected-gradient attack, in the order that all of kdpipe has; None where there is none."""
+    return strongest((attack for attack in attacks if attack.name.startswith("pgd")), lambda attack: attack)
 
 
 def _row(results: "Results", judged: "Judged") -> Row:

@@ -15,6 +15,7 @@ from kdpipe.foundation.predictor import Float32Array, Predictor
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.robustness.attacks.method import AttackMethod, Logits
 from kdpipe.robustness.attacks.methods.pgd import Pgd
+from kdpipe.robustness.attacks.strength import strongest
 from kdpipe.robustness.crafting import Replay, craft
 from kdpipe.robustness.evaluation import Judgement, Questions, batches_of, stands
 from kdpipe.robustness.intervals import BoolArray
@@ -34,7 +35,7 @@ def checks_of_network(
     logits_of: Logits, predictor: Predictor, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]
 ) -> tuple[MaskingCheck, ...]:
     """All checks of a torch network whose attacks are `replays`, at least one of them; hold it still with `quiet` around this."""
-    method = _strongest_method(replays)
+    method = _strongest(replays).method
     survived = _survived_white_box(judgement, replays, questions)
     huge = huge_epsilon(method, samples, questions)
     felled = craft(huge, "huge", logits_of, samples, questions.black_box, crafted_on="itself", seed=questions.seed, batch_size=questions.batch_size)
@@ -54,7 +55,7 @@ def checks_of_file(
     predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]
 ) -> tuple[MaskingCheck, ...]:
     """The checks that need no gradient: for a file that is judged by replays and by a black box. `twin`: the network it was made from."""
-    method = _strongest_method(replays)
+    method = _strongest(replays).method
     survived = _survived_white_box(judgement, replays, questions)
     return (
         no_weaker_than_noise(survived, _noise_survival(predictor, samples, questions, method)),
@@ -111,7 +112,7 @@ def black_box_no_better(judgement: Judgement, replays: Sequence[Replay], questio
 
 def answers_as_twin(predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, replays: Sequence[Replay]) -> MaskingCheck:
     """How often file and twin name the same class under the strongest replayed attack: replays say little of a file that differs from its twin."""
-    replay = next(replay for replay in replays if replay.method == _strongest_method(replays))
+    replay = _strongest(replays)
     same = []
     for begin in range(0, len(replay.x_adv), questions.batch_size):
         x_adv = replay.x_adv[begin : begin + questions.batch_size]
@@ -151,8 +152,10 @@ def huge_epsilon(method: AttackMethod, samples: Samples, questions: Questions) -
     return Pgd(norm=method.norm, epsilon=usual if method.epsilon < usual else min(2 * usual, 2 * method.epsilon), steps=_HUGE_STEPS)
 
 
-def _strongest_method(replays: Sequence[Replay]) -> AttackMethod:
-    return max((replay.method for replay in replays), key=lambda method: (method.needs_gradients, method.steps * method.restarts))
+def _strongest(replays: Sequence[Replay]) -> Replay:
+    found = strongest(replays, lambda replay: replay.method)
+    assert found is not None, "there is nothing to check without an attack"
+    return found
 
 
 def _survived_white_box(judgement: Judgement, replays: Sequence[Replay], questions: Questions) -> BoolArray:

@@ -1,18 +1,15 @@
 """Judges one network of the build (teacher, student, pruned, twin) on the test split, and leaves the adversarial samples for the files."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import BaseModel, Field, field_validator, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from kdpipe.foundation.errors import ConfigError, VerificationError
+from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import write_bytes, write_text
 from kdpipe.foundation.networks import WEIGHTS_FILE, Network, build_network, load_network
 from kdpipe.foundation.predictor import TorchPredictor
@@ -20,12 +17,15 @@ from kdpipe.foundation.randomness import stream
 from kdpipe.robustness.attacks.method import AttackMethod, Logits, parse_attack
 from kdpipe.robustness.attacks.methods.square import Square
 from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.robustness.attacks.strength import strongest
 from kdpipe.robustness.corruption import STANDARD, corruption_named
-from kdpipe.robustness.crafting import CurvePoint, Replay, craft, craft_curve, rescaled
+from kdpipe.robustness.crafting import ALONE, CurvePoint, Replay, Work, craft, craft_curve, rescaled
 from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
+from kdpipe.robustness.kept_batches import KeptBatches
 from kdpipe.robustness.masking import checks_of_network
 from kdpipe.robustness.samples import Samples, stratified
 from kdpipe.robustness.scorecard import Threat
+from kdpipe.stages.adversarial_files import write_adversarial
 from kdpipe.stages.judged_examples import write_examples
 from kdpipe.stages.macs import count_macs, count_parameters
 from kdpipe.stages.memory_format import channels_last
@@ -35,12 +35,11 @@ VERSION = 1
 TOOLS = ("torch", "numpy", "pillow", "safetensors")
 
 SCORECARD_FILE = "scorecard.json"
-ADVERSARIAL_FILE = "adversarial.safetensors"
 CORRECT_FILE = "correct.npz"
+CRAFTING_FOLDER = "crafting"
+"""Finished batches of attacks, in the step's work folder while it runs."""
 
 _AT = "[evaluate] attacks"
-_RESCALED = "/rescaled"
-_CURVE = "curve/"
 _DEFAULT_EPSILON = {"linf": 8 / 255, "l2": 0.5}
 
 
@@ -137,9 +136,10 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     network = load_network(folder)
     questions = questions_of(samples, config, context.seed)
     predictor = TorchPredictor(network.module)
+    work = work_of(context)
     with quiet(network.module), channels_last(network.module):
-        replays = list(_attacks(network, subject, samples, questions, config, context))
-        curve = _curve(network.module, samples, questions, config) if config.attacks else ()
+        replays = list(_attacks(network, subject, samples, questions, config, work))
+        curve = curve_on(network.module, samples, questions, config, work)
         judgement = judge(predictor, samples, questions, _described(network, folder, subject), replays=replays, curve=curve)
         scorecard = judgement.scorecard
         if config.masking and replays:
@@ -149,56 +149,57 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     write_text(context.folder / SCORECARD_FILE, scorecard.model_dump_json(indent=2) + "\n")
     write_adversarial(context.folder, replays, curve)
     write_correct(context.folder, {"": judgement}, questions)
+    finish(work)
     context.progress.say(summary(scorecard.model, judgement))
     return context.folder
 
 
+def work_of(context: Context) -> Work:
+    """How a score step's attacks are watched, and where their finished batches lie until the step is done."""
+    return Work(context.progress, KeptBatches(context.folder / CRAFTING_FOLDER))
+
+
+def finish(work: Work) -> None:
+    """Drop the finished batches: what they were for is written."""
+    if work.kept is not None:
+        work.kept.remove()
+
+
 def attacks_on(
-    logits_of: Logits, crafted_on: str, samples: Samples, questions: Questions, methods: dict[str, AttackMethod], *, with_rescaled: bool
+    logits_of: Logits,
+    crafted_on: str,
+    samples: Samples,
+    questions: Questions,
+    methods: Mapping[str, AttackMethod],
+    *,
+    with_rescaled: bool,
+    work: Work = ALONE,
 ) -> Iterator[Replay]:
     """The configured attacks on one network, one after the other; `with_rescaled`: those of many steps once more on rescaled logits."""
-    seed, batch_size = questions.seed, questions.batch_size
+
+    def made(method: AttackMethod, name: str, asked: Logits, on: str) -> Replay:
+        seed, batch_size = questions.seed, questions.batch_size
+        return craft(method, name, asked, samples, questions.attacked, crafted_on=on, seed=seed, batch_size=batch_size, work=work)
+
     for name, method in methods.items():
-        yield craft(method, name, logits_of, samples, questions.attacked, crafted_on=crafted_on, seed=seed, batch_size=batch_size)
+        yield made(method, name, logits_of, crafted_on)
     for name, method in methods.items():
         if with_rescaled and method.needs_gradients and method.steps > 1:
-            scaled = rescaled(logits_of, samples, questions.attacked, batch_size=batch_size)
-            yield craft(method, name, scaled, samples, questions.attacked, crafted_on=f"{crafted_on} (rescaled logits)", seed=seed, batch_size=batch_size)
+            scaled = rescaled(logits_of, samples, questions.attacked, batch_size=questions.batch_size)
+            yield made(method, name, scaled, f"{crafted_on} (rescaled logits)")
+
+
+def curve_on(logits_of: Logits, samples: Samples, questions: Questions, config: EvaluateConfig, work: Work = ALONE) -> tuple[CurvePoint, ...]:
+    """The samples of the epsilon curve on one network; none where nothing is attacked."""
+    if not config.attacks:
+        return ()
+    seed, batch_size = questions.seed, questions.batch_size
+    return craft_curve(logits_of, samples, questions.curve, config.curve(), norm=config.norm, seed=seed, batch_size=batch_size, work=work)
 
 
 def strongest_of(replays: Sequence[Replay]) -> Replay | None:
     """The replay with the most gradient steps, the first of them; None where there is none."""
-    white = [replay for replay in replays if replay.method.needs_gradients]
-    return max(white, key=lambda replay: replay.method.steps * replay.method.restarts, default=None)
-
-
-def write_adversarial(folder: Path, replays: Sequence[Replay], curve: Sequence[CurvePoint]) -> None:
-    """adversarial.safetensors: attack name (`pgd-20`, `pgd-20/rescaled`, `curve/0.05`) to float32 samples in the order of its indices in correct.npz."""
-    tensors = {f"{replay.name}{_RESCALED if 'rescaled' in replay.crafted_on else ''}": replay.x_adv for replay in replays}
-    tensors |= {f"{_CURVE}{point.epsilon!r}": point.x_adv for point in curve}
-    write_bytes(folder / ADVERSARIAL_FILE, save({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in tensors.items()}))
-
-
-def read_adversarial(folder: Path, config: EvaluateConfig, questions: Questions, crafted_on: str) -> tuple[list[Replay], list[CurvePoint]]:
-    """What a score step left in `folder` of the attacks with gradients, and its curve; VerificationError when it is damaged or of other samples."""
-    path = folder / ADVERSARIAL_FILE
-    try:
-        tensors = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise VerificationError(f"adversarial samples cannot be read: {error}", at=path, do="run 'kdpipe build' again; the step will be rebuilt") from error
-    replays, curve, methods = [], [], config.methods()
-    for name, x_adv in tensors.items():
-        indices = questions.curve if name.startswith(_CURVE) else questions.attacked
-        method = methods.get(name.removesuffix(_RESCALED))
-        if name.startswith(_CURVE):
-            _require_same_number(len(x_adv), len(indices), path)
-            curve.append(CurvePoint(float(name.removeprefix(_CURVE)), indices, x_adv))
-        elif method is not None:
-            _require_same_number(len(x_adv), len(indices), path)
-            made = f"{crafted_on} (rescaled logits)" if name.endswith(_RESCALED) else crafted_on
-            replays.append(Replay(name.removesuffix(_RESCALED), method, made, indices, x_adv))
-    order = list(methods)
-    return sorted(replays, key=lambda replay: order.index(replay.name)), sorted(curve, key=lambda point: point.epsilon)
+    return strongest((replay for replay in replays if replay.method.needs_gradients), lambda replay: replay.method)
 
 
 def write_correct(folder: Path, judgements: dict[str, Judgement], questions: Questions) -> None:
@@ -219,18 +220,14 @@ def summary(model: str, judgement: Judgement) -> str:
     return f"{model}: " + ", ".join(f"{name} {figure.value:.1f} %" for name, figure in figures if figure.value is not None)
 
 
-def _attacks(network: Network, subject: str, samples: Samples, questions: Questions, config: EvaluateConfig, context: Context) -> Iterator[Replay]:
+def _attacks(network: Network, subject: str, samples: Samples, questions: Questions, config: EvaluateConfig, work: Work) -> Iterator[Replay]:
     if not config.attacks:
         return
-    module, methods = network.module, config.methods()
-    found = attacks_on(module, subject, samples, questions, methods, with_rescaled=subject == "twin")
-    yield from context.progress(found, f"score {subject}", total=None, unit="attack")
+    module = network.module
+    yield from attacks_on(module, subject, samples, questions, config.methods(), with_rescaled=subject == "twin", work=work)
+    seed, batch_size = questions.seed, questions.batch_size
     for name, method in config.black_box().items():
-        yield craft(method, name, module, samples, questions.black_box, crafted_on=subject, seed=questions.seed, batch_size=questions.batch_size)
-
-
-def _curve(module: torch.nn.Module, samples: Samples, questions: Questions, config: EvaluateConfig) -> tuple[CurvePoint, ...]:
-    return craft_curve(module, samples, questions.curve, config.curve(), norm=config.norm, seed=questions.seed, batch_size=questions.batch_size)
+        yield craft(method, name, module, samples, questions.black_box, crafted_on=subject, seed=seed, batch_size=batch_size, work=work)
 
 
 def _described(network: Network, folder: Path, subject: str) -> Subject:
@@ -244,11 +241,6 @@ def _described(network: Network, folder: Path, subject: str) -> Subject:
         parameters=count_parameters(counted.module),
         macs=count_macs(counted.module, spec.contract.shape),
     )
-
-
-def _require_same_number(found: int, asked: int, path: Path) -> None:
-    if found != asked:
-        raise VerificationError(f"{found} adversarial samples, {asked} were asked for", at=path, do="run 'kdpipe build' again; the step will be rebuilt")
 
 
 def _without_repetition(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,12 +18,13 @@ from kdpipe.foundation.networks import load_network
 from kdpipe.foundation.predictor import Float32Array, Predictor, TorchPredictor
 from kdpipe.robustness.attacks.method import Strongest, asked, margins
 from kdpipe.robustness.attacks.quiet import quiet
-from kdpipe.robustness.crafting import CurvePoint, Replay, craft, craft_curve
+from kdpipe.robustness.crafting import CurvePoint, Replay, Work, craft
 from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
 from kdpipe.robustness.masking import checks_of_file
 from kdpipe.robustness.samples import Int64Array, Samples
+from kdpipe.stages.adversarial_files import read_adversarial
 from kdpipe.stages.judged_examples import write_examples
-from kdpipe.stages.score import EvaluateConfig, attacks_on, questions_of, read_adversarial, strongest_of, summary, write_correct
+from kdpipe.stages.score import EvaluateConfig, attacks_on, curve_on, finish, questions_of, strongest_of, summary, work_of, write_correct
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets.runtimes.runtime import Session, open_session
 
@@ -56,7 +57,8 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     assert inputs.profile is not None, "an export belongs to a target"
     samples = inputs.data.test
     questions = questions_of(samples, config, context.seed)
-    files = _files(inputs, config, questions)
+    work = work_of(context)
+    files = _files(inputs, config, questions, work)
     judgements: dict[str, Judgement] = {}
     unavailable: dict[str, UnavailableError] = {}
     for need in inputs.profile.runtimes:
@@ -67,7 +69,7 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
                 unavailable[need.name] = error
                 break
             with session:
-                judgement = _judged(session, file, samples, questions, config)
+                judgement = _judged(session, file, samples, questions, config, work.of(f"{file.model}/{session.name}"))
                 if not judgements and file.model == "int8":
                     write_examples(context.folder, session, samples, questions, strongest_of(file.replays))
             judgements[f"{file.model}/{session.name}/"] = judgement
@@ -77,38 +79,48 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     write_json(context.folder / SCORECARDS_FILE, [judgement.scorecard.model_dump(mode="json") for judgement in judgements.values()])
     write_json(context.folder / UNAVAILABLE_FILE, {name: error.problems[0].message for name, error in unavailable.items()})
     write_correct(context.folder, judgements, questions)
+    finish(work)
     return context.folder
 
 
-def _files(inputs: Inputs, config: EvaluateConfig, questions: Questions) -> list[File]:
+def _files(inputs: Inputs, config: EvaluateConfig, questions: Questions, work: Work) -> list[File]:
     """The int8 file and, where the export has one, that of post-training quantization: with attacks on its own twin, made here."""
     export, artifacts = inputs.artifacts["export"], inputs.artifacts
     steps = {step: model for step, model in _SOURCES.items() if step in artifacts and config.attacks}
-    found = {model: read_adversarial(artifacts[step], config, questions, model) for step, model in steps.items()}
+    methods, classes = config.methods(), len(inputs.data.classes)
+    found = {model: read_adversarial(artifacts[step], methods, questions, model, classes=classes) for step, model in steps.items()}
     replays = [replay for own, _ in found.values() for replay in own]
     curve = next((own for _, own in found.values()), [])
     files = [File("int8", export / "model.onnx", load_network(artifacts["qat"]).module, replays, curve)]
     if (export / "ptq.onnx").is_file():
         samples, twin = inputs.data.test, load_network(artifacts["qat"] / "ptq").module
         with quiet(twin):
-            own = list(attacks_on(twin, "ptq twin", samples, questions, config.methods(), with_rescaled=True))
-            own_curve = (
-                craft_curve(twin, samples, questions.curve, config.curve(), norm=config.norm, seed=questions.seed, batch_size=questions.batch_size)
-                if config.attacks
-                else ()
-            )
+            own = list(attacks_on(twin, "ptq twin", samples, questions, methods, with_rescaled=True, work=work))
+            own_curve = curve_on(twin, samples, questions, config, work)
         files.append(File("ptq", export / "ptq.onnx", twin, own + replays, own_curve))
     return files
 
 
-def _judged(session: Session, file: File, samples: Samples, questions: Questions, config: EvaluateConfig) -> Judgement:
+def _judged(session: Session, file: File, samples: Samples, questions: Questions, config: EvaluateConfig, work: Work) -> Judgement:
     subject = Subject(model=file.model, form="file", runtime=session.name, size_bytes=file.path.stat().st_size)
     replays = list(file.replays)
     if replays:
         for name, method in config.black_box().items():
             start = _strongest_replayed(session, replays, samples.labels, questions)
-            seed, batch_size = questions.seed, questions.batch_size
-            replays.append(craft(method, name, asked(session), samples, questions.black_box, crafted_on="file", seed=seed, batch_size=batch_size, start=start))
+            replays.append(
+                craft(
+                    method,
+                    name,
+                    asked(session),
+                    samples,
+                    questions.black_box,
+                    crafted_on="file",
+                    seed=questions.seed,
+                    batch_size=questions.batch_size,
+                    start=start,
+                    work=work,
+                )
+            )
     judgement = judge(session, samples, questions, subject, replays=replays, curve=file.curve)
     if not (config.masking and replays):
         return judgement

@@ -68,6 +68,33 @@ class AttackMethod(BaseModel, extra="forbid", frozen=True):
         `start`: samples in the ball to begin from instead of a random draw; the result is never less adversarial than they are.
         """
 
+    def note(self, classes: int) -> str | None:
+        """What a reader must know of the attack on a model of so many classes that its name does not say; None where there is nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where an attack stands after one of its parts: the samples as they are now, (n, *shape), their margins, (n,), and whether it was the last part."""
+
+    name: str
+    x_adv: Tensor
+    margins: Tensor
+    last: bool
+
+
+class Ensemble(AttackMethod):
+    """An attack of several members, one after the other, that can be watched and taken up between any two of them."""
+
+    @abstractmethod
+    def parts(self, logits_of: Logits, x: Tensor, labels: Tensor, draws: Draws, *, start: Tensor | None = None, after: Part | None = None) -> Iterator[Part]:
+        """The state after each member, the last one marked; with `after` the members that follow it, as if there had been no break."""
+
+    def craft(self, logits_of: Logits, x: Tensor, labels: Tensor, draws: Draws, *, start: Tensor | None = None) -> Tensor:
+        """Per sample the most adversarial point of the members that met it."""
+        *_, whole = self.parts(logits_of, x, labels, draws, start=start)
+        return whole.x_adv
+
 
 def parse_attack(name: str, *, norm: Threat, epsilon: float, at: str) -> AttackMethod:
     """The attack that `name` stands for, `<method>[-<steps>[x<restarts>]]`; `at` says where the name was written.

@@ -4,8 +4,9 @@ import torch
 
 from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.robustness.attacks.method import parse_attack
-from kdpipe.robustness.crafting import craft, craft_curve, rescaled
+from kdpipe.robustness.crafting import Work, craft, craft_curve, rescaled
 from kdpipe.robustness.evaluation import stands
+from kdpipe.robustness.kept_batches import KeptBatches
 from kdpipe.robustness.samples import stratified
 
 CHOSEN = np.array([3, 8, 21, 22, 90, 150, 151, 300])
@@ -52,3 +53,108 @@ def test_rescaling_undoes_a_temperature_that_hides_the_gradient(robust_net, unse
     assert standing["hidden"] > standing["plain"] + 0.1
     assert standing["rescaled"] < standing["hidden"] - 0.05
     assert standing["rescaled"] == pytest.approx(standing["plain"], abs=0.1)  # another temperature, another path
+
+
+class KilledError(Exception):
+    pass
+
+
+def interrupted(logits_of, calls):
+    """The model, until it was asked `calls` times."""
+    left = calls
+
+    def asked(x):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError
+        return logits_of(x)
+
+    return asked
+
+
+@pytest.mark.parametrize("name", ["pgd-4x2", "autoattack-3", "square-30"])
+def test_an_attack_that_was_killed_goes_on_to_the_same_bits_and_asks_less(robust_net, unseen, tmp_path, name):
+    method = parse_attack(name, norm="linf", epsilon=0.15, at="here")
+    asked = {"crafted_on": "itself", "seed": 0, "batch_size": 4}
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        return robust_net(x)
+
+    whole = craft(method, name, counted, unseen, CHOSEN, **asked)
+    for where in (len(calls) // 3, 2 * len(calls) // 3):
+        work = Work(kept=KeptBatches(tmp_path / f"{name}-{where}"))
+        with pytest.raises(KilledError):
+            craft(method, name, interrupted(robust_net, where), unseen, CHOSEN, **asked, work=work)
+        total, _ = len(calls), calls.clear()
+        again = craft(method, name, counted, unseen, CHOSEN, **asked, work=work)
+        assert np.array_equal(again.x_adv, whole.x_adv)
+        assert again.note == whole.note
+        if where > total / 2:
+            assert len(calls) < total  # the first of the two batches was kept
+        calls.extend([0] * (total - len(calls)))
+
+
+def test_the_members_of_an_ensemble_are_taken_up_one_by_one(robust_net, unseen, tmp_path):
+    method = parse_attack("autoattack-3", norm="linf", epsilon=0.15, at="here")
+    work = Work(kept=KeptBatches(tmp_path))
+    asked = {"crafted_on": "itself", "seed": 0, "batch_size": 8, "work": work}
+    with pytest.raises(KilledError):  # one batch; the first member asks 1 + 3 + 1 + 1 times
+        craft(method, "autoattack-3", interrupted(robust_net, 10), unseen, CHOSEN, **asked)
+    (kept,) = tmp_path.iterdir()
+    part = work.kept.read(kept.name.partition("-")[0], 0)
+    assert (part.name, part.last) == ("apgd-ce", False)
+    whole = craft(method, "autoattack-3", robust_net, unseen, CHOSEN, **asked)
+    assert np.array_equal(whole.x_adv, craft(method, "autoattack-3", robust_net, unseen, CHOSEN, **{**asked, "work": Work()}).x_adv)
+
+
+def test_a_damaged_batch_and_one_of_another_question_are_made_again(robust_net, unseen, tmp_path):
+    method = parse_attack("pgd-3", norm="linf", epsilon=0.15, at="here")
+    asked = {"crafted_on": "itself", "batch_size": 8, "work": Work(kept=KeptBatches(tmp_path))}
+    first = craft(method, "pgd-3", robust_net, unseen, CHOSEN, seed=0, **asked)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for damaged in (content[:50], content[:-8] + bytes(8), b""):
+        path.write_bytes(damaged)
+        assert np.array_equal(craft(method, "pgd-3", robust_net, unseen, CHOSEN, seed=0, **asked).x_adv, first.x_adv)
+    assert not np.array_equal(craft(method, "pgd-3", robust_net, unseen, CHOSEN, seed=1, **asked).x_adv, first.x_adv)
+    model = Work(kept=KeptBatches(tmp_path).of("another model"))
+    other = craft(method, "pgd-3", lambda x: -robust_net(x), unseen, CHOSEN, seed=0, **{**asked, "work": model})
+    assert not np.array_equal(other.x_adv, first.x_adv)
+
+
+def test_the_curve_goes_on_to_the_same_bits(robust_net, unseen, tmp_path):
+    chosen = stratified(unseen.labels, 40, seed=0)
+    asked = {"norm": "linf", "seed": 0, "batch_size": 20}
+    whole = craft_curve(robust_net, unseen, chosen, (0.05, 0.2), **asked)
+    work = Work(kept=KeptBatches(tmp_path))
+    with pytest.raises(KilledError):
+        craft_curve(interrupted(robust_net, 40), unseen, chosen, (0.05, 0.2), **asked, work=work)
+    assert len(list(tmp_path.iterdir())) == 3
+    again = craft_curve(robust_net, unseen, chosen, (0.05, 0.2), **asked, work=work)
+    assert all(np.array_equal(one.x_adv, other.x_adv) for one, other in zip(whole, again, strict=True))
+
+
+def test_a_long_attack_says_which_member_is_done_and_how_many_samples_stand(robust_net, unseen):
+    class Listener:
+        def __init__(self):
+            self.said, self.labels = [], []
+
+        def __call__(self, items, label, *, total=None, unit="batch"):
+            self.labels.append((label, total, unit))
+            return items
+
+        def say(self, message):
+            self.said.append(message)
+
+    listener = Listener()
+    for name in ("autoattack-3", "pgd-3"):
+        method = parse_attack(name, norm="linf", epsilon=0.05, at="here")
+        craft(method, name, robust_net, unseen, CHOSEN, crafted_on="student", seed=0, batch_size=5, work=Work(progress=listener))
+    assert listener.labels == [("autoattack-3 on student", 2, "batch"), ("pgd-3 on student", 2, "batch")]
+    assert len(listener.said) == 8  # four members of two batches; pgd has no members
+    assert listener.said[0].startswith("autoattack-3 on student, samples 1 to 5 of 8: ")
+    assert listener.said[0].endswith(" of 5 stand after apgd-ce")
+    assert listener.said[-1].endswith(" of 3 stand after square")

@@ -15,8 +15,9 @@ from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
 from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.robustness.scorecard import Scorecard
+from kdpipe.stages.adversarial_files import read_adversarial
 from kdpipe.stages.judged_examples import Examples
-from kdpipe.stages.score import EvaluateConfig, questions_of, read_adversarial, run
+from kdpipe.stages.score import EvaluateConfig, questions_of, run
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.tasks.data.splits import DataSplits
 
@@ -149,7 +150,7 @@ def test_the_adversarial_samples_lie_in_the_ball_and_do_what_the_scorecard_says(
 def test_they_are_read_back_for_the_files(student, data):
     folder, _, correct, _ = student
     questions = questions_of(data.test, CONFIG, 0)
-    replays, curve = read_adversarial(folder, CONFIG, questions, "student")
+    replays, curve = read_adversarial(folder, CONFIG.methods(), questions, "student", classes=4)
     assert [(replay.name, replay.crafted_on) for replay in replays] == [("fgsm", "student"), ("pgd-5", "student")]
     assert [point.epsilon for point in curve] == [0.05, 0.1, 0.2]
     assert np.array_equal(replays[0].indices, correct["indices/attack"])
@@ -188,7 +189,7 @@ def test_a_twin_is_attacked_with_rescaled_logits_too(tmp_path, data, folders, st
     assert (card.macs, card.parameters) == (student[1].macs, student[1].parameters)
     assert {attack.name: attack.crafted_on for attack in card.attacks}["pgd-5"] == ("twin", "twin (rescaled logits)")
     assert "pgd-5/rescaled" in load_file(tmp_path / "adversarial.safetensors")
-    replays, _ = read_adversarial(tmp_path, CONFIG, questions_of(data.test, CONFIG, 0), "twin")
+    replays, _ = read_adversarial(tmp_path, CONFIG.methods(), questions_of(data.test, CONFIG, 0), "twin", classes=4)
     assert [(replay.name, replay.crafted_on) for replay in replays] == [("fgsm", "twin"), ("pgd-5", "twin"), ("pgd-5", "twin (rescaled logits)")]
     assert load_network(folders["twin"]).spec.quantization is not None
 
@@ -239,13 +240,13 @@ def test_damaged_or_foreign_adversarial_samples_are_told(tmp_path, student, data
     path = tmp_path / "adversarial.safetensors"
     path.write_bytes((folder / path.name).read_bytes()[:100])
     with pytest.raises(VerificationError) as caught:
-        read_adversarial(tmp_path, CONFIG, questions_of(data.test, CONFIG, 0), "student")
+        read_adversarial(tmp_path, CONFIG.methods(), questions_of(data.test, CONFIG, 0), "student", classes=4)
     assert caught.value.problems[0].message.startswith("adversarial samples cannot be read")
     assert caught.value.problems[0].at == str(path)
     assert "kdpipe build" in caught.value.problems[0].do
     other = CONFIG.model_copy(update={"attack_samples": 50})
     with pytest.raises(VerificationError) as caught:
-        read_adversarial(folder, other, questions_of(data.test, other, 0), "student")
+        read_adversarial(folder, other.methods(), questions_of(data.test, other, 0), "student", classes=4)
     assert caught.value.problems[0].message == "90 adversarial samples, 50 were asked for"
     assert caught.value.problems[0].at == str(folder / path.name)
     assert "kdpipe build" in caught.value.problems[0].do

@@ -16,6 +16,9 @@ from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.method import AttackMethod, Draws, Logits, other_classes
 from kdpipe.robustness.attacks.restarts import Run, search
 
+DLR_CLASSES = 4
+"""The targeted DLR loss looks at the four largest logits."""
+
 _TARGETS = 9
 _EPSILON = 1e-12  # as published: four equal logits
 
@@ -30,7 +33,7 @@ class ApgdT(AttackMethod):
         """Per sample the most adversarial iterate of all targets and restarts. Raises ConfigError for fewer than four classes."""
         with torch.no_grad():
             targets = other_classes(logits_of(x), labels)[:, :_TARGETS]
-        require_four_classes(targets.shape[1] + 1, "apgd-t")
+        _require_four_classes(targets.shape[1] + 1)
         attack = Attack(norm=self.norm, epsilon=self.epsilon, steps=self.steps, restarts=self.restarts * targets.shape[1])
 
         def loss(logits: Tensor, wanted: Tensor, run: Run) -> Tensor:
@@ -39,13 +42,12 @@ class ApgdT(AttackMethod):
         return search(logits_of, x, labels, draws, attack, partial(climb, attack=attack), loss, start=start)
 
 
-def require_four_classes(classes: int, name: str) -> None:
-    """Raises ConfigError for fewer: the loss divides by the gap to the third and fourth largest logit. `name` as in `[evaluate] attacks`."""
-    if classes < 4:
+def _require_four_classes(classes: int) -> None:
+    if classes < DLR_CLASSES:
         raise ConfigError(
-            f"{name!r} needs 4 classes, the model has {classes}: the DLR loss looks at the four largest logits",
+            f"'apgd-t' needs {DLR_CLASSES} classes, the model has {classes}: the DLR loss looks at the four largest logits",
             at="[evaluate] attacks",
-            do="write 'apgd-ce', 'cw', 'fab-t' and 'square-5000' in its place",
+            do="write 'apgd-cw' in its place, or 'autoattack', which does so by itself",
         )
 
 

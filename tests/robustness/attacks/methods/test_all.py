@@ -14,6 +14,7 @@ METHODS = names("kdpipe.robustness.attacks.methods")
 LABELS = torch.arange(8) % 4
 NAMES = {
     "apgd-ce": "apgd-ce-8x2",
+    "apgd-cw": "apgd-cw-6",
     "apgd-t": "apgd-t-6",
     "autoattack": "autoattack-4",
     "cw": "cw-5x2",
