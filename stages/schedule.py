@@ -11,13 +11,19 @@ from pydantic_core import PydanticKnownError
 
 LearningRateSchedule = Literal["cosine", "multi-step", "constant"]
 
+LEARNED_START = 1.0
+"""where a learned value begins, before the sigmoid (Li et al. 2023, arXiv:2211.16231, the authors' code): 0.73 of the way"""
+
 
 class Scheduled(BaseModel, extra="forbid", frozen=True):
-    """A number, written as such, or a way from one to another: `{ from = 8, to = 2, shape = "cosine" }`."""
+    """A number, written as such, or a way from one to another: `{ from = 8, to = 2, shape = "cosine" }`.
+
+    With the shape "learned" (temperatures only) it lies between the two, where training moves it (`stages/learned.py`); outside of a training where it begins.
+    """
 
     start: float = Field(alias="from", allow_inf_nan=False, description="value at the start of the training")
     end: float = Field(alias="to", allow_inf_nan=False, description="value at its end")
-    shape: Literal["linear", "cosine"] = Field("linear", description="straight, or slow at both ends")
+    shape: Literal["linear", "cosine", "learned"] = Field("linear", description="straight, slow at both ends, or learned between them (temperatures only)")
 
     @classmethod
     def constant(cls, value: float) -> Self:
@@ -28,6 +34,8 @@ class Scheduled(BaseModel, extra="forbid", frozen=True):
         """The value when the share `progress` in [0, 1] of the training is done."""
         if self.start == self.end:
             return self.start
+        if self.shape == "learned":
+            return self.start + (self.end - self.start) / (1 + math.exp(-LEARNED_START))
         way = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
         return self.start + (self.end - self.start) * way
 
@@ -37,6 +45,12 @@ class Scheduled(BaseModel, extra="forbid", frozen=True):
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"from": value, "to": value}
         return value
+
+    @model_validator(mode="after")
+    def _room_to_learn(self) -> Self:
+        if self.shape == "learned" and self.start >= self.end:
+            raise ValueError(f"shape = 'learned' needs from < to, these are {self.start:g} and {self.end:g}")
+        return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
@@ -57,6 +71,12 @@ def _not_negative(value: Scheduled) -> Scheduled:
     return value
 
 
+def _given(value: Scheduled) -> Scheduled:
+    if value.shape == "learned":
+        raise ValueError("shape = 'learned' is for temperatures; weights are learned by weighting = 'uncertainty'")
+    return value
+
+
 def _at_most_one(value: Scheduled) -> Scheduled:
     if max(value.start, value.end) > 1:
         raise PydanticKnownError("less_than_equal", {"le": 1})
@@ -64,12 +84,12 @@ def _at_most_one(value: Scheduled) -> Scheduled:
 
 
 Positive = Annotated[Scheduled, AfterValidator(_positive)]
-"""A scheduled number above 0: a temperature."""
+"""A scheduled number above 0, or a learned one: a temperature."""
 
-Weight = Annotated[Scheduled, AfterValidator(_not_negative)]
+Weight = Annotated[Scheduled, AfterValidator(_given), AfterValidator(_not_negative)]
 """A scheduled number of at least 0: the weight of a term."""
 
-Share = Annotated[Scheduled, AfterValidator(_not_negative), AfterValidator(_at_most_one)]
+Share = Annotated[Scheduled, AfterValidator(_given), AfterValidator(_not_negative), AfterValidator(_at_most_one)]
 """A scheduled number in [0, 1]: how much of the whole one of two terms takes."""
 
 

@@ -5,13 +5,16 @@ epoch and every epoch ends in a checkpoint, so a killed training goes on to the 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -21,16 +24,18 @@ from kdpipe.foundation.networks import Network
 from kdpipe.foundation.randomness import lent_to_torch, stream
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.quiet import quiet
-from kdpipe.stages.averaging import average_, averaged_copy
+from kdpipe.stages.averaging import average_, average_equally_, averaged_copy, settle_norms_
 from kdpipe.stages.checkpoint import Checkpoint, CheckpointFolder, load_optimizer_state_, optimizer_state, state_of, under
 from kdpipe.stages.folding import Pair, foldable_pairs
 from kdpipe.stages.known_targets import KnownTargets
+from kdpipe.stages.learned import Learned, learned_of
 from kdpipe.stages.memory_format import channels_last, has_convolutions
 from kdpipe.stages.objectives.configured import as_keys
 from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher
 from kdpipe.stages.schedule import LearningRateSchedule, learning_rate
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.validation import Validation, validate
+from kdpipe.stages.weight_perturbation import WeightPerturbation, perturbed
 from kdpipe.tasks.data.batches import Batch, batches, number_of_batches
 
 CHECKPOINTS = "checkpoint"
@@ -39,6 +44,11 @@ CHECKPOINTS = "checkpoint"
 HISTORY_FILE = "history.json"
 
 SelectBy = Literal["clean", "robust", "balanced"]
+
+T = TypeVar("T")
+
+SETTLING_SAMPLES = 8192
+"""training samples from which BatchNorm statistics of averaged weights are estimated, at most"""
 
 
 class TrainingDivergedError(ConfigError):
@@ -60,6 +70,10 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0 to the learning rate")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better one; absent: never")
     ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of averaged weights, which are then what is judged and kept; absent: none")
+    swa_start: float | None = Field(
+        None, ge=0, lt=1, description="share of the training from which the epochs' weights are averaged equally, then judged and kept instead; absent: none"
+    )
+    awp: WeightPerturbation | None = Field(None, description="adversarial weight perturbation, a section of its own; absent: none")
     select_by: SelectBy | None = Field(
         None, description="validation figure that the best epoch is chosen by; absent: balanced (the mean of both) with an attack in the objective, else clean"
     )
@@ -71,6 +85,12 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
         if not all(0 < milestone < 1 for milestone in milestones):
             raise ValueError(f"{list(milestones)} are not all in (0, 1): they are shares of the training, not epochs")
         return milestones
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise ValueError("ema_decay and swa_start are two averages of the same weights: give one of them")
+        return self
 
 
 class EpochRecord(BaseModel, extra="forbid", frozen=True):
@@ -113,19 +133,20 @@ def train(
     *,
     label: str,
     before_epoch: Callable[[int], None] | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
 ) -> History:
     """Train `network.module` in place, from its present weights, on `inputs.data`; it is left with the best epoch's weights, in evaluation mode.
 
     `label` names the training within its stage: its checkpoints, random streams and progress. Checkpoints in
     `context.folder` are resumed from, and a finished one is loaded and not repeated; the stage removes them with
     `remove_checkpoints` when all its trainings are done. `before_epoch(epoch)`, from 0, is called after the module was put
-    into training mode: it must depend on nothing but the epoch. Raises TrainingDivergedError, a ConfigError.
+    into training mode: it must depend on nothing but the epoch. `fresh`: as in `Setting`. Raises TrainingDivergedError, a ConfigError.
     """
     teachers = () if teacher is None else (teacher,) if isinstance(teacher, Network) else tuple(teacher)
-    if objective.needs_teacher and not teachers:
+    if objective.uses_teacher and not teachers:
         raise ConfigError(f"objective {objective.name!r} needs a teacher", at=label, do="choose an objective without one: plain, at, trades")
     with channels_last(network.module, *(one.module for one in teachers)), quiet(*(one.module for one in teachers)):
-        run = _prepared(network.module, objective, tuple(one.module for one in teachers), inputs, config, context, label)
+        run = _prepared(network.module, objective, tuple(one.module for one in teachers), inputs, config, context, label, fresh)
         folder = CheckpointFolder(context.folder / CHECKPOINTS / label, _identity(network, objective, teachers, inputs, config, context, label))
         found = folder.newest(context.progress.say)
         if found is not None:
@@ -159,6 +180,7 @@ class _Run:
     objective: Objective
     teachers: tuple[Teacher, ...]
     auxiliary: nn.Module | None
+    learned: Learned | None
     optimizer: Optimizer
     average: nn.Module | None
     inputs: Inputs
@@ -174,10 +196,6 @@ class _Run:
     steps: int = 0
 
     @property
-    def judged(self) -> nn.Module:
-        return self.student if self.average is None else self.average
-
-    @property
     def finished(self) -> bool:
         done = len(self.records)
         patience = self.config.patience
@@ -185,7 +203,14 @@ class _Run:
 
 
 def _prepared(
-    student: nn.Module, objective: Objective, teachers: tuple[nn.Module, ...], inputs: Inputs, config: TrainingConfig, context: Context, label: str
+    student: nn.Module,
+    objective: Objective,
+    teachers: tuple[nn.Module, ...],
+    inputs: Inputs,
+    config: TrainingConfig,
+    context: Context,
+    label: str,
+    fresh: Callable[[], nn.Module] | None,
 ) -> _Run:
     attack = objective.attack if isinstance(objective, RobustObjective) else None
     select_by = config.select_by or ("clean" if attack is None else "balanced")
@@ -196,15 +221,17 @@ def _prepared(
     example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
     with lent_to_torch(stream(context.seed, f"{label}/auxiliary")):
         student.eval()
-        auxiliary = objective.auxiliary(Setting(student, teachers, example, len(split)))
+        auxiliary = objective.auxiliary(Setting(student, teachers, example, len(split), fresh))
     known = [KnownTargets(teacher, split, inputs.data.classes, context.progress, label) for teacher in teachers]
+    learned = learned_of(objective)
     return _Run(
         student=student,
         objective=objective,
         teachers=tuple(Teacher(teacher, table if table.fits else None) for teacher, table in zip(teachers, known, strict=True)),
         auxiliary=auxiliary,
-        optimizer=_optimizer([student] if auxiliary is None else [student, auxiliary], config),
-        average=None if config.ema_decay is None else averaged_copy(student),
+        learned=learned,
+        optimizer=_optimizer([module for module in (student, auxiliary, learned) if module is not None], config),
+        average=None if config.ema_decay is None and config.swa_start is None else averaged_copy(student),
         inputs=inputs,
         config=config,
         context=context,
@@ -287,29 +314,53 @@ def _take_step_(run: _Run, step: Step, where: str) -> Loss:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     with run.objective.around(step):
-        loss = _checked_loss(run, step, where)
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], config.clip_norm)
-        run.optimizer.step()
+        loss_of = partial(_loss_at, run, step, _checked(run, step, partial(_attacked, run, step), where), where)
+        with _perturbation(run, step, loss_of):
+            loss = loss_of()
+            run.optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            if config.clip_norm is not None:
+                nn.utils.clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], config.clip_norm)
+            run.optimizer.step()
     run.steps += 1
     if run.average is not None and config.ema_decay is not None:
         average_(run.average, run.student, config.ema_decay, run.steps)
     return loss
 
 
-def _checked_loss(run: _Run, step: Step, where: str) -> Loss:
+def _attacked(run: _Run, step: Step) -> Tensor | None:
+    """x' where the objective has it apart from its loss; it is looked for once a step, at the weights as they are."""
+    return run.objective.attacked(step) if isinstance(run.objective, RobustObjective) and run.objective.splits else None
+
+
+def _loss_at(run: _Run, step: Step, x_adv: Tensor | None, where: str) -> Loss:
+    """The loss at the present weights, with what is learned beside them; it may be asked several times a step."""
+    objective = run.objective if run.learned is None else run.learned.bound(run.objective, step.progress)
+    loss = _checked(
+        run, step, lambda: objective.loss(step) if x_adv is None or not isinstance(objective, RobustObjective) else objective.outer(step, x_adv), where
+    )
+    if run.learned is not None:
+        loss = run.learned.weighed(loss, f"{run.label}, objective {run.objective.name!r}")
+    if not torch.isfinite(loss.total):
+        raise _diverged(run, f"the loss is {loss.total.item()}", where)
+    return loss
+
+
+def _perturbation(run: _Run, step: Step, loss_of: Callable[[], Loss]) -> AbstractContextManager[None]:
+    awp = run.config.awp
+    if awp is None or step.progress < awp.start:
+        return nullcontext()
+    return perturbed(run.student, lambda: loss_of().total, awp.gamma, remembering=run.auxiliary)
+
+
+def _checked(run: _Run, step: Step, ask: Callable[[], T], where: str) -> T:
     try:
-        loss = run.objective.loss(step)
+        return ask()
     except ConfigError as error:  # the attack refuses a loss that is not finite; what else is wrong is told as it is
         with quiet(run.student), torch.no_grad():
             if torch.isfinite(run.student(step.x)).all():
                 raise
         raise _diverged(run, "the network's outputs are not finite", where) from error
-    if not torch.isfinite(loss.total):
-        raise _diverged(run, f"the loss is {loss.total.item()}", where)
-    return loss
 
 
 def _diverged(run: _Run, fact: str, where: str) -> TrainingDivergedError:
@@ -322,19 +373,44 @@ def _diverged(run: _Run, fact: str, where: str) -> TrainingDivergedError:
 
 
 def _judge_(run: _Run, epoch: int, loss: dict[str, float]) -> None:
-    """Validate, record the epoch and keep its weights if it is the best so far."""
-    if not all(torch.isfinite(value).all() for value in run.judged.state_dict().values() if value.is_floating_point()):
+    """Validate, record the epoch and keep its weights if it is the best so far; averaged ones where there are such."""
+    judged = _averaged(run, epoch)
+    if not all(torch.isfinite(value).all() for value in judged.state_dict().values() if value.is_floating_point()):
         raise _diverged(run, "the weights are not finite", f"end of epoch {epoch + 1}")
     data, size, attacked = run.inputs.data.validation, run.config.batch_size * 4, run.config.validation_attack_samples
-    validation = validate(run.judged, data, size, run.validation_attack, attacked, run.context.seed, run.label)
+    validation = validate(judged, data, size, run.validation_attack, attacked, run.context.seed, run.label)
     rate = run.optimizer.param_groups[0]["lr"]
     run.records.append(EpochRecord(epoch=epoch + 1, learning_rate=rate, loss=loss, validation=validation))
     if run.best_epoch == 0 or _rank(run, validation) > _rank(run, run.records[run.best_epoch - 1].validation):
         run.best_epoch = epoch + 1
-        run.best_state = under("best", state_of("best", run.judged))
+        run.best_state = under("best", state_of("best", judged))
     robust = "" if validation.robust_accuracy is None else f", under attack {validation.robust_accuracy:.1%}"
     best = " (best)" if run.best_epoch == epoch + 1 else ""
     run.context.progress.say(f"{run.label} {epoch + 1}/{run.config.epochs}: loss {loss['total']:.4f}, validation {validation.clean_accuracy:.1%}{robust}{best}")
+
+
+def _averaged(run: _Run, epoch: int) -> nn.Module:
+    """What is judged after the epoch: the average, brought up to date, where there is one by now; else the student."""
+    config = run.config
+    if run.average is None:
+        return run.student
+    if config.swa_start is not None:
+        count = sum(done > config.swa_start * config.epochs for done in range(1, epoch + 2))
+        if count == 0:
+            return run.student
+        average_equally_(run.average, run.student, count)
+        with lent_to_torch(stream(run.context.seed, f"{run.label}/averaged-layers/epoch-{epoch}")):
+            settle_norms_(run.average, _settling_samples(run, epoch))
+    return run.average
+
+
+def _settling_samples(run: _Run, epoch: int) -> Iterator[Tensor]:
+    """Training samples, augmented as in training, in whole batches."""
+    seed, split = run.context.seed, run.inputs.data.train
+    size, _ = batching(len(split), run.config.batch_size)
+    augment, order = (stream(seed, f"{run.label}/averaged-{use}/epoch-{epoch}") for use in ("augment", "order"))
+    for batch in islice(batches(split, size, generator=order, drop_last=True), max(1, SETTLING_SAMPLES // size)):
+        yield run.inputs.task.augment(batch.x, augment)
 
 
 def _rank(run: _Run, validation: Validation) -> tuple[float, float]:
@@ -350,6 +426,8 @@ def _checkpoint(run: _Run) -> Checkpoint:
     tensors = {**state_of("student", run.student), **optimizer_state("optimizer", run.optimizer)}
     if run.auxiliary is not None:
         tensors |= state_of("auxiliary", run.auxiliary)
+    if run.learned is not None:
+        tensors |= state_of("learned", run.learned)
     if run.average is not None:
         tensors |= state_of("average", run.average)
     tensors |= {f"best/{name}": value for name, value in run.best_state.items()}
@@ -361,6 +439,8 @@ def _resume_(run: _Run, checkpoint: Checkpoint) -> None:
     run.student.load_state_dict(under("student", checkpoint.tensors))
     if run.auxiliary is not None:
         run.auxiliary.load_state_dict(under("auxiliary", checkpoint.tensors))
+    if run.learned is not None:
+        run.learned.load_state_dict(under("learned", checkpoint.tensors))
     if run.average is not None:
         run.average.load_state_dict(under("average", checkpoint.tensors))
     load_optimizer_state_(run.optimizer, under("optimizer", checkpoint.tensors))
@@ -374,8 +454,8 @@ def _identity(
 ) -> str:
     """A digest of all that determines the training, the initial weights included: a checkpoint of another one is never resumed."""
     facts = {
-        "training": TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.model_fields}).model_dump(mode="json"),
-        "objective": as_keys(objective),
+        "training": TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.model_fields}).model_dump(mode="json", exclude_none=True),
+        "objective": {key: value for key, value in as_keys(objective).items() if value is not None},
         "networks": [one.spec.model_dump(mode="json") for one in (network, *teachers)],
         "data": inputs.data.digest,
         "seed": context.seed,
