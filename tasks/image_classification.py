@@ -12,8 +12,10 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
 from kdpipe.tasks.data.checks import Layout, require_precision
+from kdpipe.tasks.data.cleaning import cleaned_splits
 from kdpipe.tasks.data.find import found
-from kdpipe.tasks.data.partition import Shares, partitioned
+from kdpipe.tasks.data.partition import Drawn, Shares, drawn, partitioned
+from kdpipe.tasks.data.source import Source
 from kdpipe.tasks.data.splits import DataSplits
 from kdpipe.tasks.networks.named import DEFAULT_STUDENT, DEFAULT_TEACHER, NamedNetwork, default_networks, named_network
 
@@ -37,6 +39,7 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="of each class's training samples, where the data has no validation set")
     test_share: float | None = Field(None, gt=0, lt=0.5, description="the same for the test set; else 0.3 below 5,000 samples, 0.2 above")
     train_samples: int | None = Field(None, ge=2, description="only so many of the training split, the same share of each class, by seed; else all")
+    cleaned: Path | None = Field(None, description="a manifest that kdpipe data clean wrote: what is left out or relabelled; else the data as they are")
     augment_with: tuple[Augmentation, ...] | None = Field(
         None,
         alias="augment",
@@ -68,15 +71,29 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
 
     def load(self, project: Path, seed: int) -> DataSplits:
         """The data, checked and split; see `Task.load`."""
-        source = found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout)
+        manifest = None if self.cleaned is None else project / self.cleaned
+        source = self._source(project, lenient=manifest is not None)
         if isinstance(source, DataSplits):
             if self.train_samples is not None:
                 problem = f"train_samples = {self.train_samples} cannot be drawn from splits of your own"
                 raise ConfigError(problem, at=f'data = "{self.data}"', do="let the function return fewer")
-            require_precision(len(source.test), self.interval_half_width, at=f'data = "{self.data}"')
-            return source
+            data = source if manifest is None else cleaned_splits(source, manifest)
+            require_precision(len(data.test), self.interval_half_width, at=f'data = "{self.data}"')
+            return data
         shares = Shares(self.validation_share, self.test_share)
-        return partitioned(source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE, train_samples=self.train_samples)
+        return partitioned(
+            source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE, train_samples=self.train_samples, cleaned=manifest
+        )
+
+    def uncleaned(self, project: Path, seed: int) -> Drawn | DataSplits:
+        """What `load` would give without `cleaned`, before single images are checked; of a user's own splits these. For `kdpipe data`."""
+        source = self._source(project, lenient=True)
+        if isinstance(source, DataSplits):
+            return source
+        return drawn(source, Shares(self.validation_share, self.test_share), seed, train_samples=self.train_samples)
+
+    def _source(self, project: Path, *, lenient: bool) -> Source | DataSplits:
+        return found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout, lenient=lenient)
 
     def identity(self) -> Mapping[str, Any]:
         """Kind and augmentations; splits and class names are part of the data's digest."""

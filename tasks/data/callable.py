@@ -17,8 +17,8 @@ _SETS: dict[str, PartName] = {"train": "train", "validation": "validation", "val
 _FORMS = "return (images, labels), a mapping with 'train' and optionally 'validation' and 'test' of such pairs, or a DataSplits"
 
 
-def load(reference: str, *, classes: tuple[str, ...] | None = None, layout: Layout | None = None) -> Source | DataSplits:
-    """What the callable returns, checked. ConfigError when it cannot be imported, raises, or returns something else."""
+def load(reference: str, *, classes: tuple[str, ...] | None = None, layout: Layout | None = None, lenient: bool = False) -> Source | DataSplits:
+    """What the callable returns, checked; `lenient`: see `found`. ConfigError when it cannot be imported, raises, or returns something else."""
     at = f'data = "{reference}"'
     function = imported(reference, at=at)
     if not callable(function):
@@ -32,7 +32,8 @@ def load(reference: str, *, classes: tuple[str, ...] | None = None, layout: Layo
     if isinstance(result, DataSplits):
         return _checked(result, at=at)
     sets = _sets(result, at=at)
-    return source_of_arrays(reference.rpartition(":")[2], sets, at={part: f"{at}, {part}" for part in sets}, classes=classes, layout=layout)
+    places = {part: f"{at}, {part}" for part in sets}
+    return source_of_arrays(reference.rpartition(":")[2], sets, at=places, classes=classes, layout=layout, lenient=lenient)
 
 
 def _sets(result: Any, *, at: str) -> dict[PartName, tuple[Any, Any]]:

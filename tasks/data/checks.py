@@ -16,11 +16,11 @@ _CHANNELS = (1, 3)
 _Z_95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
-def checked_images(images: npt.NDArray[Any], *, at: str, layout: Layout | None = None) -> npt.NDArray[Any]:
+def checked_images(images: npt.NDArray[Any], *, at: str, layout: Layout | None = None, lenient: bool = False) -> npt.NDArray[Any]:
     """`images` as (n, channels, height, width), uint8 (0 to 255) or float32 in [0, 1].
 
     Without `layout` the axis of size 1 or 3 holds the channels; ConfigError when that is ambiguous, and for wrong types,
-    ranges, NaN and infinity.
+    ranges, NaN and infinity; `lenient` leaves single images' ranges, NaN and infinity to `require_values`.
     """
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise ConfigError(f"images are {images.dtype}", at=at, do="store them as uint8 (0 to 255) or as float32 in [0, 1]")
@@ -33,15 +33,21 @@ def checked_images(images: npt.NDArray[Any], *, at: str, layout: Layout | None =
         return np.ascontiguousarray(ordered)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is told below
         values = np.ascontiguousarray(ordered, dtype=np.float32)
-    _require_finite(values, at=at)
-    low, high = float(values.min()), float(values.max())
+    if not lenient:
+        require_values(values, at=at)
+    return values
+
+
+def require_values(images: npt.NDArray[np.float32], *, at: str) -> None:
+    """All values of `images`, (n, …), are finite and in [0, 1]."""
+    _require_finite(images, at=at)
+    low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise ConfigError(
             f"pixel values run from {low:.4g} to {high:.4g}, outside [0, 1]",
             at=at,
             do="scale the images to [0, 1], or store them as uint8",
         )
-    return values
 
 
 def checked_labels(labels: npt.NDArray[Any], count: int, *, at: str) -> npt.NDArray[Any]:

@@ -144,10 +144,11 @@ class CleanedSplit:
         return self.split.read(self.rows[indices])
 
 
-def cleaned_splits(data: DataSplits, manifest: Manifest, *, at: Path) -> DataSplits:
-    """A user's own splits, cleaned; mean and deviation stay theirs."""
+def cleaned_splits(data: DataSplits, path: Path) -> DataSplits:
+    """A user's own splits, cleaned by the manifest at `path`; mean and deviation stay theirs."""
+    manifest = read_manifest(path)
     splits: dict[SplitName, Split] = {"train": data.train, "validation": data.validation, "test": data.test}
-    require_fitting(manifest, data.digest, splits, data.classes, at=at)
+    require_fitting(manifest, data.digest, splits, data.classes, at=path)
     train, validation, test = (CleanedSplit(split, *kept_and_labels(manifest, name, split.labels)) for name, split in splits.items())
     return replace(data, train=train, validation=validation, test=test, digest=cleaned_digest(data.digest, manifest))
 

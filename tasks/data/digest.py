@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Mapping
 
 from kdpipe.foundation.files import canonical_json
+from kdpipe.tasks.data.inspection.findings import SplitName
 from kdpipe.tasks.data.samples import RowsSplit
 
 _VERSION = 1
 
 
-def content_digest(classes: tuple[str, ...], splits: Mapping[str, RowsSplit]) -> str:
+def content_digest(classes: tuple[str, ...], splits: Mapping[SplitName, RowsSplit]) -> str:
     """The hexadecimal sha256 over all splits, in one pass with flat memory.
 
     Samples count as they are stored (pixels, or the bytes of the encoded image): nothing is decoded for it.

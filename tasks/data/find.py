@@ -21,10 +21,13 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FORMATS = "an .npz of images and labels, a folder of class folders, a folder of idx files, an .npz of JPEG files; see docs/data.md"
 
 
-def found(data: str, *, path: Path | None, project: Path, classes: tuple[str, ...] | None = None, layout: Layout | None = None) -> Source | DataSplits:
+def found(
+    data: str, *, path: Path | None, project: Path, classes: tuple[str, ...] | None = None, layout: Layout | None = None, lenient: bool = False
+) -> Source | DataSplits:
     """The source that `data` names. A built-in name wins over a file of that name: `./digits` is the file.
 
-    `path`: where the files of `fashion-mnist` or `cifar10` lie. Relative paths start at `project`.
+    `path`: where the files of `fashion-mnist` or `cifar10` lie. Relative paths start at `project`. `lenient`: single images that
+    cannot be used do not raise until they are read; for `kdpipe data`, and where a manifest leaves them out.
     """
     if path is not None and data not in (fashion_mnist.NAME, cifar10.NAME):
         raise ConfigError(
@@ -38,8 +41,8 @@ def found(data: str, *, path: Path | None, project: Path, classes: tuple[str, ..
     if data == cifar10.NAME:
         return cifar10.load(_place(data, path, project, ("cifar10", "."), cifar10.recognises), name=data, classes=classes)
     if _REFERENCE.fullmatch(data):
-        return user_callable.load(data, classes=classes, layout=layout)
-    return _of_path(project / data, data, classes, layout)
+        return user_callable.load(data, classes=classes, layout=layout, lenient=lenient)
+    return _of_path(project / data, data, classes, layout, lenient=lenient)
 
 
 def _place(data: str, path: Path | None, project: Path, below: tuple[str, ...], recognises: Callable[[Path], bool]) -> Path:
@@ -59,7 +62,7 @@ def _place(data: str, path: Path | None, project: Path, below: tuple[str, ...], 
     raise ConfigError(f"the files of {data!r} are not there", at=f"{DATA_VARIABLE}={root}", do="set path = … in [task], or correct the environment variable")
 
 
-def _of_path(path: Path, data: str, classes: tuple[str, ...] | None, layout: Layout | None) -> Source:
+def _of_path(path: Path, data: str, classes: tuple[str, ...] | None, layout: Layout | None, *, lenient: bool) -> Source:
     if not path.exists():
         near = difflib.get_close_matches(data, BUILT_IN, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -75,7 +78,7 @@ def _of_path(path: Path, data: str, classes: tuple[str, ...] | None, layout: Lay
     if fashion_mnist.recognises(path):
         return fashion_mnist.load(path, name=path.resolve().name, classes=classes)
     if image_folder.recognises(path):
-        return image_folder.load(path, classes=classes)
+        return image_folder.load(path, classes=classes, lenient=lenient)
     if path.suffix == ".npz":
-        return npz.load(path, classes=classes, layout=layout)
+        return npz.load(path, classes=classes, layout=layout, lenient=lenient)
     raise ConfigError("the format of this data is not known", at=path, do=f"name {_FORMATS}; or your own package.module:callable")

@@ -3,6 +3,7 @@
 A class is called as its folder; classes and files come in the order of their names.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +33,20 @@ def recognises(folder: Path) -> bool:
     return folder.is_dir() and any(True for _ in _subfolders(folder))
 
 
-def load(folder: Path, *, classes: tuple[str, ...] | None = None) -> Source:
+def load(folder: Path, *, classes: tuple[str, ...] | None = None, lenient: bool = False) -> Source:
     """The sets in `folder`; `classes` gives the class folders another order.
 
     All images are opened, not decoded. ConfigError names the first that is no image or of another size. Grey if all are grey, else RGB.
+    `lenient` keeps those images, the size is then the most frequent one; whoever reads them is told.
     """
     folders = _set_folders(folder)
     own = _class_names(folders["train"], classes)
     found = {part: _listed(path, own) for part, path in folders.items()}
-    first = _common_header(tuple(found.values()))
+    first = _usual_header(tuple(found.values())) if lenient else _common_header(tuple(found.values()))
     shape = (1 if first.colour == "L" else 3, first.height, first.width)
     parts = {
-        part: Part(FileSamples(one.folder, one.names, shape, first.colour), np.array(one.labels, np.int64), str(one.folder)) for part, one in found.items()
+        part: Part(FileSamples(one.folder, one.names, shape, first.colour, lenient=lenient), np.array(one.labels, np.int64), str(one.folder))
+        for part, one in found.items()
     }
     return Source(folder.resolve().name, own, parts["train"], parts.get("validation"), parts.get("test"))
 
@@ -103,6 +106,24 @@ def _common_header(sets: tuple[_Found, ...]) -> Header:
             )
         coloured = coloured or other.colour == "RGB"
     return Header(first.height, first.width, "RGB" if coloured else "L")
+
+
+def _usual_header(sets: tuple[_Found, ...]) -> Header:
+    """The most frequent size of those that can be opened (of equally frequent ones the smallest), and RGB if one of that size is coloured."""
+    seen: Counter[tuple[int, int]] = Counter()
+    coloured: set[tuple[int, int]] = set()
+    for path in (one.folder / name for one in sets for name in one.names):
+        try:
+            found = _header(path)
+        except ConfigError:
+            continue  # told when it is read
+        seen[found.height, found.width] += 1
+        if found.colour == "RGB":
+            coloured.add((found.height, found.width))
+    if not seen:
+        raise ConfigError("none of the images can be read", at=sets[0].folder, do="put PNG, JPEG or BMP images into the class folders")
+    size = max(sorted(seen), key=lambda it: seen[it])
+    return Header(*size, "RGB" if size in coloured else "L")
 
 
 def _header(path: Path) -> Header:

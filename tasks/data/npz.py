@@ -20,15 +20,16 @@ _ZIP_SIGNATURE = b"PK"
 _PREFIXES: dict[PartName, tuple[str, ...]] = {"train": ("train_", ""), "validation": ("val_", "validation_"), "test": ("test_",)}
 
 
-def load(path: Path, *, classes: tuple[str, ...] | None = None, layout: Layout | None = None) -> Source:
-    """The sets in the file at `path`; `classes` names them where the file does not, or differently."""
+def load(path: Path, *, classes: tuple[str, ...] | None = None, layout: Layout | None = None, lenient: bool = False) -> Source:
+    """The sets in the file at `path`; `classes` names them where the file does not, or differently. `lenient`: see `found`."""
     arrays = read_npz(path)
     pairs = {part: _pair(arrays, prefixes, path) for part, prefixes in _PREFIXES.items()}
     sets = {part: pair for part, pair in pairs.items() if pair is not None}
     if "train" not in sets:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise ConfigError(f"no training images: the file holds {found}", at=path, do="store 'images' and 'labels', or 'train_images' and 'train_labels'")
-    return source_of_arrays(path.stem, sets, at={part: f"{path}, {part}" for part in sets}, classes=classes or class_names(arrays, path), layout=layout)
+    at = {part: f"{path}, {part}" for part in sets}
+    return source_of_arrays(path.stem, sets, at=at, classes=classes or class_names(arrays, path), layout=layout, lenient=lenient)
 
 
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -108,13 +108,14 @@ class EncodedSamples:
 
 @dataclass(frozen=True, eq=False)
 class FileSamples:
-    """Image files below `folder`, opened when read."""
+    """Image files below `folder`, opened when read. `lenient`: one that cannot be opened counts as empty in the digest, and is refused when read."""
 
     folder: Path
     names: tuple[str, ...]
     shape: tuple[int, int, int]
     colour: Colour
     storage: str = "file"
+    lenient: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -128,7 +129,15 @@ class FileSamples:
 
     def stored(self, rows: Int64Array) -> Iterator[bytes | memoryview]:
         """See `Samples`."""
-        return (self._bytes(row) for row in rows)
+        return (self._stored(row) for row in rows)
+
+    def _stored(self, row: np.int64) -> bytes:
+        try:
+            return self._bytes(row)
+        except ConfigError:
+            if self.lenient:
+                return b""
+            raise
 
     def _bytes(self, row: np.int64) -> bytes:
         path = self.folder / self.names[row]

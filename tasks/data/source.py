@@ -41,13 +41,19 @@ class Source:
 
 
 def source_of_arrays(
-    name: str, sets: Mapping[PartName, tuple[Any, Any]], *, at: Mapping[PartName, str], classes: tuple[str, ...] | None = None, layout: Layout | None = None
+    name: str,
+    sets: Mapping[PartName, tuple[Any, Any]],
+    *,
+    at: Mapping[PartName, str],
+    classes: tuple[str, ...] | None = None,
+    layout: Layout | None = None,
+    lenient: bool = False,
 ) -> Source:
-    """The source made of (images, labels) for each set; `sets` has "train". Images: uint8, or float in [0, 1]; `layout` as in `checked_images`.
+    """The source made of (images, labels) for each set; `sets` has "train". Images: uint8, or float in [0, 1]; `layout`, `lenient` as in `checked_images`.
 
     Labels are class indices, or the classes' names. Without `classes` they are named by their index.
     """
-    images = {part: checked_images(np.asarray(pair[0]), at=at[part], layout=layout) for part, pair in sets.items()}
+    images = {part: checked_images(np.asarray(pair[0]), at=at[part], layout=layout, lenient=lenient) for part, pair in sets.items()}
     labels = {part: checked_labels(np.asarray(pair[1]), len(images[part]), at=at[part]) for part, pair in sets.items()}
     indices, names = _as_indices(labels, classes, at=at)
     parts = {part: Part(ArraySamples(images[part]), indices[part], at[part]) for part in sets}

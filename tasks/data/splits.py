@@ -1,5 +1,6 @@
 """What a data set is to the rest of kdpipe: three splits that are read by index, and a digest of their content."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,11 +27,26 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
+class Relabelled:
+    """What was done to labels on purpose. `how`: `symmetric noise, rate 0.4`; `wrong`: split to (labels that are not the data's own, samples)."""
+
+    how: str
+    wrong: Mapping[str, tuple[int, int]]
+
+    @property
+    def told(self) -> str:
+        """One sentence for people."""
+        counts = ", ".join(f"{wrong:,} of {count:,} {name} labels" for name, (wrong, count) in self.wrong.items())
+        return f"labels were made noisy on purpose ({self.how}): {counts} are not the data's own; test labels are as they were"
+
+
+@dataclass(frozen=True)
 class DataSplits:
     """A loaded data set. Images: shape (channels, height, width), values in [0, 1].
 
     `digest`: sha256 over the content of all splits (samples, labels, classes, order), so that it does not depend on
-    where the files lie. `mean`, `std`: per channel, of the training split.
+    where the files lie. `mean`, `std`: per channel, of the training split. `relabelled`: None where the
+    labels are the data's own.
     """
 
     name: str
@@ -42,3 +58,4 @@ class DataSplits:
     digest: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    relabelled: Relabelled | None = None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.files import write_json
+from kdpipe.tasks.data.inspection.findings import SplitName
 from kdpipe.tasks.data.samples import CHUNK_ROWS, RowsSplit, chunks
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Statistics(BaseModel, extra="forbid", frozen=True):
     std: tuple[float, ...] = Field(description="above 0")
 
 
-def statistics(splits: Mapping[str, RowsSplit], digest: str, *, cache: Path | None, at: str) -> Statistics:
+def statistics(splits: Mapping[SplitName, RowsSplit], digest: str, *, cache: Path | None, at: str) -> Statistics:
     """The training split's statistics. All images of all splits have then been decoded once: ConfigError names a damaged one.
 
     `cache`: the folder where the figures of encoded sets are kept under `digest`; None keeps nothing.
@@ -67,7 +68,7 @@ def channel_statistics(split: RowsSplit) -> Statistics:
     return Statistics(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-def _measured(splits: Mapping[str, RowsSplit], *, at: str) -> Statistics:
+def _measured(splits: Mapping[SplitName, RowsSplit], *, at: str) -> Statistics:
     found = channel_statistics(splits["train"])
     constant = [channel for channel, std in enumerate(found.std) if std < 1e-6]
     if constant:
