@@ -238,7 +238,7 @@ class Mine(Kd):
     )
     unknown, cold = _problems(tiny, text)
     assert (unknown.message, unknown.at) == ("unknown key 'weigt' in [distill]", "kdpipe.toml:15")
-    assert unknown.do == "did you mean 'weight'? keys of [distill]: epochs, label_share, objective, temperature, weight"
+    assert unknown.do == "did you mean 'weight'? keys of [distill]: epochs, label_share, objective, temperature, weight, weighting"
     assert (cold.message, cold.at) == ("temperature = 0.0 is not above 0", "kdpipe.toml:16")
 
 
