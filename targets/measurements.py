@@ -57,6 +57,7 @@ class DeviceFacts(BaseModel, extra="forbid", frozen=True):
     """The machine: what its figures depend on. None where the machine does not tell."""
 
     name: str
+    kind: str = Field("local", description="'local', 'ssh', 'emulated', or a user's own")
     cpu: str
     architecture: str
     instruction_sets: tuple[str, ...]

@@ -1,19 +1,24 @@
-"""The one file that runs on a device: facts about it, latency samples, cold starts. Python 3.8, numpy and the runtime suffice.
+"""The one file that runs on a device: facts about it, latency samples, cold starts, energy, logits. Python 3.8, numpy and the runtime suffice.
 
-    python agent.py probe|bench|start < request.json
+    python agent.py probe|bench|start|energy|predict < request.json
 
-One JSON object on standard input, JSON lines on standard output, each with a `kind`; raw samples, never summaries. It
+One JSON object in one line on standard input (behind it, for `predict`, batches), JSON lines on standard output, each
+with a `kind`; raw samples, never summaries. It
 imports nothing of kdpipe, because it is copied to boards; kdpipe imports it, so that what is scored and what is
 measured is opened with the same settings.
 """
 
 from __future__ import annotations  # Python 3.8 on boards
 
+import base64
 import gc
+import io
 import json
 import os
 import platform
+import re
 import statistics
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +28,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-PROTOCOL = 1
+PROTOCOL = 2
 STABLE_WINDOWS = 3
 STABLE_SPREAD = 0.05  # warm: the medians of the last three windows lie within 5 % of each other
 RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # name to distribution
@@ -184,6 +189,7 @@ def cold_start(request: dict[str, Any], tell: Callable[..., None]) -> None:
 def bench(request: dict[str, Any], tell: Callable[..., None]) -> None:
     """Every comparison in turn: all its models loaded, warmed up, then measured in interleaved windows."""
     tell("hello", protocol=PROTOCOL, runtimes=versions())
+    told = time.perf_counter_ns()
     for comparison in request["comparisons"]:
         samples = np.load(comparison["inputs"])
         models = [(model["name"], load(comparison["runtime"], model["path"], comparison["threads"], comparison["hint"])) for model in comparison["models"]]
@@ -198,9 +204,97 @@ def bench(request: dict[str, Any], tell: Callable[..., None]) -> None:
         finally:
             gc.enable()
         after = clock_mhz(), temperature_celsius()
+        tell("elapsed", ns=time.perf_counter_ns() - told)
         for meter in meters:  # told only now: whoever reads would take a core from what is measured
             tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
         tell("comparison", id=comparison["id"], warm=warm, clock_mhz=[before[0], after[0]], temperature_celsius=[before[1], after[1]])
+
+
+def predict(request: dict[str, Any], tell: Callable[..., None]) -> None:
+    """The logits of each batch that comes in: its length in 8 bytes, then an .npy with float32 (n, *shape)."""
+    loaded = load(request["runtime"], request["model"], request["threads"], request["hint"])
+    while True:
+        head = sys.stdin.buffer.read(8)
+        if not head:
+            return
+        samples = np.load(io.BytesIO(sys.stdin.buffer.read(struct.unpack(">Q", head)[0])), allow_pickle=False)
+        logits = _logits(loaded, samples)
+        tell("logits", shape=list(logits.shape), float32=base64.b64encode(logits.astype("<f4").tobytes()).decode())
+
+
+def energy(request: dict[str, Any], tell: Callable[..., None]) -> None:
+    """Joules of every model in turn, round by round, and of the machine at rest; or why there is no counter."""
+    counter = find_counter()
+    if isinstance(counter, str):
+        tell("no-energy", reason=counter)
+        return
+    samples = np.load(request["inputs"])
+    batches = _batches(samples, request["batch"])
+    runs: dict[str | None, Callable[[Array], Array]] = {None: lambda batch: time.sleep(0.01)}
+    for model in request["models"]:
+        runs[model["name"]] = load(request["runtime"], model["path"], request["threads"], request["hint"]).run
+    rounds: dict[str | None, list[list[float]]] = {name: [] for name in runs}
+    for _ in range(request["rounds"]):
+        for name, run in runs.items():
+            run(batches[0])
+            rounds[name].append(counter.spent(run, batches, request["seconds"]))
+    for name, measured in rounds.items():
+        tell("energy", model=name, counter=counter.name, rounds=measured)
+
+
+class EnergyCounter:
+    """What counts the joules of this machine: files with µJ that only grow (RAPL, hwmon), or with the present µW (hwmon)."""
+
+    def __init__(self, name: str, energy_files: list[str], power_files: list[str]) -> None:
+        self.name, self.energy_files, self.power_files = name, energy_files, power_files
+
+    def spent(self, run: Callable[[Array], Array], batches: list[Array], seconds: float) -> list[float]:
+        """Joules, runs and seconds of running for about `seconds`."""
+        watts: list[float] = []
+        runs, before = 0, self._microjoules()
+        begin = now = looked = time.perf_counter()
+        while now - begin < seconds:
+            run(batches[runs % len(batches)])
+            runs += 1
+            now = time.perf_counter()
+            if self.power_files and now - looked > 0.05:  # between two runs, so that looking is not counted as theirs for long
+                watts.append(sum(int(_text(path) or 0) for path in self.power_files) / 1e6)
+                looked = now
+        if self.power_files:
+            return [statistics.fmean(watts) * (now - begin) if watts else 0.0, runs, now - begin]
+        after = self._microjoules()
+        joules = sum(self._grown(path, old, new) for path, old, new in zip(self.energy_files, before, after))  # noqa: B905  # Python 3.8 has no strict= / 1e6
+        return [joules, runs, now - begin]
+
+    def _microjoules(self) -> list[int]:
+        return [int(_text(path) or 0) for path in self.energy_files]
+
+    def _grown(self, path: str, old: int, new: int) -> int:
+        if new >= old:
+            return new - old
+        span = _text(str(Path(path).with_name("max_energy_range_uj")))  # it began again at 0
+        return new - old + int(span) if span else 0
+
+
+def find_counter(sys_folder: str = "/sys") -> EnergyCounter | str:
+    """The energy counter of this machine, or why there is none: RAPL's packages, else an hwmon energy meter, else hwmon power sensors."""
+    root = Path(sys_folder)
+    kinds = [
+        ("RAPL package energy", "class/powercap/*/energy_uj", r"intel-rapl:\d+|amd-rapl:\d+"),
+        ("hwmon energy meter", "class/hwmon/*/energy*_input", None),
+        ("hwmon power sensor, sampled", "class/hwmon/*/power*_input", None),
+    ]
+    locked = []
+    for name, pattern, folder in kinds:
+        found = [path for path in sorted(root.glob(pattern)) if folder is None or re.fullmatch(folder, path.parent.name)]
+        readable = [str(path) for path in found if (_text(str(path)) or "").isdigit()]
+        if readable:
+            power = name.startswith("hwmon power")
+            return EnergyCounter(name, [] if power else readable, readable if power else [])
+        locked += [str(path) for path in found[:1]]
+    if locked:
+        return f"not measured: {locked[0]} cannot be read by this user"
+    return "not measured: no energy counter (neither RAPL in /sys/class/powercap nor an energy or power meter in /sys/class/hwmon)"
 
 
 class Meter:
@@ -265,6 +359,17 @@ def _batches(samples: Array, size: int) -> list[Array]:
     return [np.ascontiguousarray(samples[(np.arange(size) + index * size) % len(samples)]) for index in range(count)]
 
 
+def _logits(loaded: Loaded, samples: Array) -> Array:
+    """(n, classes) float32. A file with a static batch gets the samples in pieces, the last one filled up with its last sample."""
+    size = loaded.batch or len(samples)
+    pieces = []
+    for start in range(0, len(samples), size):
+        piece = samples[start : start + size]
+        filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)]) if len(piece) < size else piece
+        pieces.append(np.array(loaded.run(np.ascontiguousarray(filled)), dtype=np.float32)[: len(piece)])
+    return np.concatenate(pieces)
+
+
 def _cpu_name(cpuinfo: str) -> str:
     keys: dict[str, str] = {}
     for line in cpuinfo.splitlines():
@@ -304,12 +409,12 @@ def main() -> int:
     os.dup2(2, 1)
     tell = _teller(answers)
     try:
-        command, request = sys.argv[1], json.load(sys.stdin)
+        command, request = sys.argv[1], json.loads(sys.stdin.buffer.readline().decode())
         if command == "probe":
             content = facts()
             tell(content.pop("kind"), **content)
         else:
-            {"bench": bench, "start": cold_start}[command](request, tell)
+            {"bench": bench, "start": cold_start, "energy": energy, "predict": predict}[command](request, tell)
     except Exception as error:  # whatever a runtime raises is told to the host, which decides
         tell("failure", message=f"{type(error).__name__}: {error}")
         return 1

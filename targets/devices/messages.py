@@ -53,6 +53,31 @@ class StartRequest(BaseModel, extra="forbid", frozen=True):
     inputs: Path
 
 
+class EnergyRequest(BaseModel, extra="forbid", frozen=True):
+    """`energy`: the models of a comparison in turn, `rounds` times, `seconds` each time; and the machine at rest as long."""
+
+    runtime: str
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    hint: Literal["latency", "throughput"] = "latency"
+    inputs: Path
+    models: tuple[ModelFile, ...] = Field(min_length=1)
+    rounds: int = Field(5, ge=1)
+    seconds: float = Field(gt=0)
+
+
+class PredictRequest(BaseModel, extra="forbid", frozen=True):
+    """`predict`: one model; batches of samples follow."""
+
+    runtime: str
+    model: Path
+    threads: int = Field(ge=1)
+    hint: Literal["latency", "throughput"] = "latency"
+
+
+Request = BenchRequest | StartRequest | EnergyRequest | PredictRequest
+
+
 class Hello(BaseModel, extra="forbid", frozen=True):
     """The agent is there, and speaks this protocol."""
 
@@ -68,6 +93,13 @@ class Windows(BaseModel, extra="forbid", frozen=True):
     comparison: str
     model: str
     ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+
+
+class Elapsed(BaseModel, extra="forbid", frozen=True):
+    """The device's own time since its `hello`, told at once: the host compares it with its own."""
+
+    kind: Literal["elapsed"]
+    ns: Nanoseconds
 
 
 class ComparisonDone(BaseModel, extra="forbid", frozen=True):
@@ -87,6 +119,32 @@ class StartMeasured(BaseModel, extra="forbid", frozen=True):
     load_ns: Nanoseconds
     first_inference_ns: Nanoseconds
     peak_memory_bytes: int = Field(gt=0)
+
+
+class EnergyMeasured(BaseModel, extra="forbid", frozen=True):
+    """Joules of one model in each round, with how many runs and seconds; `model` None: the machine at rest."""
+
+    kind: Literal["energy"]
+    model: str | None
+    counter: str = Field(max_length=300)
+    rounds: tuple[
+        tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...
+    ]
+
+
+class NoEnergy(BaseModel, extra="forbid", frozen=True):
+    """Why energy cannot be measured there."""
+
+    kind: Literal["no-energy"]
+    reason: str = Field(max_length=1000)
+
+
+class Logits(BaseModel, extra="forbid", frozen=True):
+    """The logits of one batch: little-endian float32 in base64, `shape` (samples, classes)."""
+
+    kind: Literal["logits"]
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    float32: str
 
 
 class Facts(BaseModel, extra="forbid", frozen=True):
@@ -119,11 +177,11 @@ class Done(BaseModel, extra="forbid", frozen=True):
     kind: Literal["done"]
 
 
-Message = Hello | Windows | ComparisonDone | StartMeasured | Facts | Failure | Done
+Message = Hello | Windows | Elapsed | ComparisonDone | StartMeasured | EnergyMeasured | NoEnergy | Logits | Facts | Failure | Done
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
-def parsed(line: str, *, device: str) -> Message:
+def parsed(line: str | bytes, *, device: str) -> Message:
     """The message in one line of the agent; UnavailableError when it is not one, or of another protocol, or a failure."""
     try:
         message = _ADAPTER.validate_json(line)
@@ -131,7 +189,7 @@ def parsed(line: str, *, device: str) -> Message:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UnavailableError(
-            f"the device's answer is not valid ({where + ': ' if where else ''}{first['msg']}): {line[:120]!r}",
+            f"the device's answer is not valid ({where + ': ' if where else ''}{first['msg']}): {_start(line)!r}",
             at=f"device {device}",
             do="run it again; if it stays, the agent there is damaged",
         ) from error
@@ -148,3 +206,7 @@ def parsed(line: str, *, device: str) -> Message:
             do="check that the runtime is installed there and that the file loads in it",
         )
     return message
+
+
+def _start(line: str | bytes) -> str:
+    return (line if isinstance(line, str) else line.decode(errors="replace"))[:120]

@@ -84,13 +84,13 @@ def test_bench_measures_every_model_in_equally_many_windows(files, samples, tmp_
     comparison = {"id": "c", "runtime": "onnxruntime", "threads": 1, "batch": 4, "hint": "latency", "inputs": str(tmp_path / "inputs.npy"), "models": models}
     request = {"comparisons": [comparison], "seconds": 0.05, "runs": 64, "windows": 5, "window_seconds": 0.005, "warmup_seconds": 0.5, "limit_seconds": 20}
     code, lines, _ = ask("bench", request)
-    assert (code, [line["kind"] for line in lines]) == (0, ["hello", "windows", "windows", "comparison", "done"])
+    assert (code, [line["kind"] for line in lines]) == (0, ["hello", "elapsed", "windows", "windows", "comparison", "done"])
     windows = {line["model"]: line["ns"] for line in lines if line["kind"] == "windows"}
     assert len(windows["u8"]) == len(windows["float"]) >= 5
     for own in windows.values():
         assert sum(map(len, own)) >= 64
         assert all(isinstance(ns, int) and ns > 0 for window in own for ns in window)
-    assert set(lines[3]["warm"]) == {"u8", "float"}
+    assert set(lines[4]["warm"]) == {"u8", "float"}
 
 
 def test_a_window_gives_real_inputs_in_turn_and_does_not_count_its_first_run():

@@ -71,9 +71,9 @@ def test_the_identity_stays_the_same_when_clock_and_temperature_change(monkeypat
 
 def test_the_agent_answers_from_a_process_of_its_own(request_of):
     messages = list(LocalDevice().ask("bench", request_of(), limit_seconds=60))
-    assert [message.kind for message in messages] == ["hello", "windows", "comparison"]
-    assert isinstance(messages[1], Windows)
-    assert sum(map(len, messages[1].ns)) >= 11
+    assert [message.kind for message in messages] == ["hello", "elapsed", "windows", "comparison"]
+    assert isinstance(messages[2], Windows)
+    assert sum(map(len, messages[2].ns)) >= 11
     (facts,) = LocalDevice().ask("probe", limit_seconds=60)
     assert isinstance(facts, Facts)
 
@@ -117,7 +117,7 @@ def test_answers_that_are_no_json_are_refused(replaced_agent):
 SAYS_ITS_PID = """
 import json, os, time
 
-print(json.dumps({"kind": "hello", "protocol": 1, "runtimes": {"pid": str(os.getpid())}}), flush=True)
+print(json.dumps({"kind": "hello", "protocol": 2, "runtimes": {"pid": str(os.getpid())}}), flush=True)
 time.sleep(60)
 """
 
