@@ -12,9 +12,11 @@ from kdpipe.foundation.randomness import stream
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.objectives.configured import ObjectiveSection
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
+from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.teachers import FurtherTeacher, require_usable, teaching
+from kdpipe.stages.teachers import FurtherTeacher, places, require_usable, teaching
 from kdpipe.stages.training import CHECKPOINTS, TrainingConfig, train, write_history
+from kdpipe.stages.trust import require_trust
 
 VERSION = 1
 TOOLS = ("torch", "safetensors", "numpy")
@@ -65,6 +67,9 @@ def run(inputs: Inputs, config: DistillConfig, context: Context) -> Path:
     """The artifact folder with the student, trained on the teacher in `inputs`."""
     student = fresh_student(config, inputs, seed=context.seed)
     objective, teachers = teaching(config.objective, config.shares(), config.mixture, inputs)
+    judged = list(zip(places(config.objective, config.shares()), teachers, strict=True))
+    require_trust(judged, inputs.data, context.progress, forced=bool(config.trust_teacher))
+    _tell_of_default_attack(config.objective, context)
 
     def fresh() -> nn.Module:
         return fresh_student(config, inputs, seed=context.seed, use="distill/peer").module
@@ -74,3 +79,10 @@ def run(inputs: Inputs, config: DistillConfig, context: Context) -> Path:
     write_history(context.folder, history)
     remove_checkpoints(context.folder / CHECKPOINTS)
     return context.folder
+
+
+def _tell_of_default_attack(objective: Objective, context: Context) -> None:
+    """How strong the attack is decides what the student will withstand: where nobody chose it, it is said."""
+    if isinstance(objective, RobustObjective) and "epsilon" not in objective.attack.model_fields_set:
+        attack = objective.attack
+        context.progress.say(f"distill: no epsilon in [distill.attack], the default is used: {attack.norm}, epsilon {attack.epsilon:.4g}, {attack.steps} steps")

@@ -75,6 +75,14 @@ def teaching(objective: Objective, further: Sequence[TeacherShare], mixture: Mix
     return objective, teachers
 
 
+def places(objective: Objective, further: Sequence[TeacherShare]) -> tuple[str, ...]:
+    """Where in the file the teachers of `teaching` stand, in its order."""
+    if not objective.uses_teacher:
+        return ()
+    written = ("[teacher]", *(f"[[distill.teachers]] {share.name}" for share in further))
+    return tuple(written[place] for place in _order(objective, further)) if objective.teacher_roles else written
+
+
 def _order(objective: Objective, further: Sequence[TeacherShare]) -> tuple[int, ...]:
     """For each of the objective's roles the teacher that has it: 0 is [teacher], which takes the role that is left."""
     roles = objective.teacher_roles

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from kdpipe.stages.classes import known_classes
 from kdpipe.stages.objectives.configured import ConfiguredObjective
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher
-from kdpipe.stages.schedule import Scheduled
+from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher, weighted
 
 LABEL_PROBABILITY = 0.99
 """What stands in for a teacher where none is believed: one who gives the label this probability, and the other classes equal parts of the rest."""
@@ -157,7 +156,8 @@ class _MixedStep(Step):
     def targets_of(self, teacher: int) -> Tensor:
         """The mixture's answer to the clean batch."""
         if teacher not in self._targets:
-            self._targets[teacher] = self.council.mix(self.answers)
+            with torch.no_grad():
+                self._targets[teacher] = self.council.mix(self.answers)
         return self._targets[teacher]
 
 
@@ -172,17 +172,15 @@ def _before_mixture(objective: Mixed, step: Step) -> _MixedStep:
 
 def _told(loss: Loss, step: _MixedStep) -> Loss:
     """With the term that learned weights are trained by, and the mean weight of each teacher for the log."""
-    council, total, terms = step.council, loss.total, dict(loss.terms)
+    council = step.council
     if council.log_weights is not None:
-        surprise = council.surprise(step.answers)
-        total, terms["mixture"] = total + surprise, surprise.detach()
+        whole = loss.plus(weighted(mixture=(1.0, council.surprise(step.answers))))
+        loss = Loss(whole.total, whole.terms, whole.parts if loss.parts else {})
     elif not step._targets:
-        return loss  # the objective did not ask about the clean batch, and it is not asked for the log's sake alone
+        return loss  # the objective did not ask about the clean batch, and nobody is asked for the log's sake alone
     believed = council.believed(step.answers)
-    for name, weight in zip(council.objective.names, believed.weights.mean(dim=0), strict=True):
-        terms[f"weight of {name}"] = weight
-    terms["from labels"] = (~believed.any).float().mean()
-    return Loss(total, terms)
+    log = {f"weight of {name}": weight for name, weight in zip(council.objective.names, believed.weights.mean(dim=0), strict=True)}
+    return Loss(loss.total, {**loss.terms, **log, "from labels": (~believed.any).float().mean()}, loss.parts)
 
 
 @dataclass(frozen=True)
@@ -203,8 +201,7 @@ class Council(nn.Module):
         self.teachers = [teacher.module for teacher in step.teachers]  # a plain list: the step does not own them
         self.labels = step.labels
         self.log_weights = log_weights
-        temperature = getattr(objective.objective, "temperature", None)
-        self.temperature = temperature.at(step.progress) if isinstance(temperature, Scheduled) else 1.0
+        self.temperature = _temperature(objective.objective, step.progress)
 
     def get_submodule(self, target: str) -> nn.Module:
         """A layer of the first teacher: hidden layers are that one's."""
@@ -275,6 +272,12 @@ class Council(nn.Module):
     def _knows(self, classes: int) -> Tensor:
         """Which teachers know the samples' classes, bool (batch, teachers)."""
         return torch.stack([known_classes(teacher, classes).to(self.labels.device)[self.labels] for teacher in self.teachers], dim=1)
+
+
+def _temperature(objective: Objective, progress: float) -> float:
+    """That by which the objective softens its teacher, 1 where it has none; of a learned one the present value."""
+    given = getattr(objective, "temperature", None)
+    return 1.0 if given is None else float(given.at(progress))
 
 
 def label_logits(labels: Tensor, classes: int) -> Tensor:

@@ -75,20 +75,17 @@ class Balance(nn.Module):
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
         """of the natural and the adversarial loss over the first epoch's steps"""
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._last: tuple[int, int] | None = None
 
     def moved_(self, natural: Tensor, adversarial: Tensor, rate: float, step: Step) -> Tensor:
-        """w of this step, a scalar, after it took notice of the losses; asked again about the same step (weight perturbation does) it stays as it is."""
-        if (step.epoch, step.number) != self._last:
-            self._last = (step.epoch, step.number)
-            losses = torch.stack([natural, adversarial]).double()
-            if step.epoch == 0:
-                self.sums += losses
-                self.steps += 1
-            elif self.steps > 0:
-                ratios = losses / (self.sums / self.steps).clamp_min(_SMALLEST)
-                goal = ratios[0] / ratios.sum().clamp_min(_SMALLEST)
-                self.share += rate * (goal.to(self.share) - self.share)
+        """w of this step, a scalar, after it took notice of the losses."""
+        losses = torch.stack([natural, adversarial]).double()
+        if step.epoch == 0:
+            self.sums += losses
+            self.steps += 1
+        elif self.steps > 0:
+            ratios = losses / (self.sums / self.steps).clamp_min(_SMALLEST)
+            goal = ratios[0] / ratios.sum().clamp_min(_SMALLEST)
+            self.share += rate * (goal.to(self.share) - self.share)
         return self.share.clone()
 
 
