@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, model_validator
 from torch import Tensor
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
+from kdpipe.tasks.data import cifar10
 from kdpipe.tasks.data.checks import Layout, require_precision
+from kdpipe.tasks.data.cifar10n import LabelSet, human_labels
 from kdpipe.tasks.data.cleaning import cleaned_splits
-from kdpipe.tasks.data.find import found
+from kdpipe.tasks.data.find import DATA_VARIABLE, found
+from kdpipe.tasks.data.label_noise import LabelNoise, LabelSource
 from kdpipe.tasks.data.partition import Drawn, Shares, drawn, partitioned
 from kdpipe.tasks.data.source import Source
 from kdpipe.tasks.data.splits import DataSplits
@@ -39,6 +42,9 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="of each class's training samples, where the data has no validation set")
     test_share: float | None = Field(None, gt=0, lt=0.5, description="the same for the test set; else 0.3 below 5,000 samples, 0.2 above")
     train_samples: int | None = Field(None, ge=2, description="only so many of the training split, the same share of each class, by seed; else all")
+    label_noise: LabelNoise | None = Field(None, description="wrong labels made on purpose, a section of its own; else the labels as they are")
+    labels: LabelSet | None = Field(None, description="of cifar10: the human labels of CIFAR-10N for training; else CIFAR-10's own")
+    clean_validation: bool = Field(False, description="with one of these: the validation split keeps the data's own labels")
     cleaned: Path | None = Field(None, description="a manifest that kdpipe data clean wrote: what is left out or relabelled; else the data as they are")
     augment_with: tuple[Augmentation, ...] | None = Field(
         None,
@@ -46,6 +52,16 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
         description="flip, crop, noise, blur: how training images are varied; else crop, with flip for fashion-mnist and cifar10, none for digits",
     )
     interval_half_width: float | None = Field(None, gt=0, le=50, description="percentage points: the test split must be large enough for it at 95 %")
+
+    @model_validator(mode="after")
+    def _other_labels_fit(self) -> Self:
+        if self.labels is not None and self.data != cifar10.NAME:
+            raise ValueError(f'labels = "{self.labels}" are CIFAR-10N\'s and go with data = "{cifar10.NAME}", not with {self.data!r}')
+        if self.labels is not None and self.label_noise is not None:
+            raise ValueError("labels and label_noise are two sources of wrong labels: give one of them")
+        if self.clean_validation and self.labels is None and self.label_noise is None:
+            raise ValueError("clean_validation goes with label_noise or labels")
+        return self
 
     @property
     def default_teacher(self) -> str:
@@ -74,15 +90,21 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
         manifest = None if self.cleaned is None else project / self.cleaned
         source = self._source(project, lenient=manifest is not None)
         if isinstance(source, DataSplits):
-            if self.train_samples is not None:
-                problem = f"train_samples = {self.train_samples} cannot be drawn from splits of your own"
-                raise ConfigError(problem, at=f'data = "{self.data}"', do="let the function return fewer")
+            self._require_nothing_to_draw()
             data = source if manifest is None else cleaned_splits(source, manifest)
             require_precision(len(data.test), self.interval_half_width, at=f'data = "{self.data}"')
             return data
         shares = Shares(self.validation_share, self.test_share)
         return partitioned(
-            source, shares, seed, half_width=self.interval_half_width, cache=project / _CACHE, train_samples=self.train_samples, cleaned=manifest
+            source,
+            shares,
+            seed,
+            half_width=self.interval_half_width,
+            cache=project / _CACHE,
+            train_samples=self.train_samples,
+            noise=self._label_source(source),
+            clean_validation=self.clean_validation,
+            cleaned=manifest,
         )
 
     def uncleaned(self, project: Path, seed: int) -> Drawn | DataSplits:
@@ -90,7 +112,20 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
         source = self._source(project, lenient=True)
         if isinstance(source, DataSplits):
             return source
-        return drawn(source, Shares(self.validation_share, self.test_share), seed, train_samples=self.train_samples)
+        shares, noise = Shares(self.validation_share, self.test_share), self._label_source(source)
+        return drawn(source, shares, seed, train_samples=self.train_samples, noise=noise, clean_validation=self.clean_validation)
+
+    def _label_source(self, source: Source) -> LabelSource | None:
+        if self.labels is not None:
+            return human_labels(self.labels, source.train, beside=Path(source.train.at).parent, variable=DATA_VARIABLE)
+        return self.label_noise
+
+    def _require_nothing_to_draw(self) -> None:
+        at = f'data = "{self.data}"'
+        if self.train_samples is not None:
+            raise ConfigError(f"train_samples = {self.train_samples} cannot be drawn from splits of your own", at=at, do="let the function return fewer")
+        if self.label_noise is not None:
+            raise ConfigError("label_noise cannot be put into splits of your own", at=at, do="let the function return (images, labels), or wrong labels")
 
     def _source(self, project: Path, *, lenient: bool) -> Source | DataSplits:
         return found(self.data, path=self.path, project=project, classes=self.classes, layout=self.layout, lenient=lenient)

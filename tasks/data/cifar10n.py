@@ -30,13 +30,13 @@ def human_labels(name: LabelSet, train: Part, *, beside: Path | None, variable: 
     arrays = read_npz(path)
     missing = [wanted for wanted in ("clean", name) if wanted not in arrays]
     if missing:
-        raise ConfigError(f"the file has no {missing[0]!r}", at=path, do=f"it has {', '.join(sorted(arrays)) or 'nothing'}; store the labels of CIFAR-10N under their names")
+        raise ConfigError(f"the file has no {missing[0]!r}", at=path, do=f"it has {', '.join(sorted(arrays)) or 'nothing'}; store CIFAR-10N's labels by name")
     clean, labels = (checked_labels(arrays[wanted], len(train.labels), at=f"{path}, {wanted}") for wanted in ("clean", name))
     different = np.flatnonzero(clean != train.labels)
     if len(different):
         first = int(different[0])
         raise ConfigError(
-            f"its 'clean' labels are not those of the images: {len(different)} of {len(clean)} differ, first at index {first} ({clean[first]}, not {train.labels[first]})",
+            f"its 'clean' labels are not those of the images: {len(different)} of {len(clean)} differ, first at index {first}",
             at=path,
             do="use CIFAR-10's training set in its original order, which is that of CIFAR-10N",
         )
@@ -51,5 +51,5 @@ def _file(beside: Path | None, variable: str) -> Path:
     found = next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
     if found is None:
         places = " and ".join(str(folder) for folder in folders) or "nowhere"
-        raise ConfigError(f"{FILE} is not there: looked in {places}", at="[task] labels", do=f"put the file beside CIFAR-10's, or into the folder of {variable}")
+        raise ConfigError(f"{FILE} is not there: looked in {places}", at="[task] labels", do=f"put it beside CIFAR-10's files, or where {variable} points")
     return found

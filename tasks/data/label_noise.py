@@ -113,7 +113,7 @@ def relabelled(
 ) -> tuple[dict[SplitName, RowsSplit], Relabelled]:
     """The splits, those called in `noisy` with labels from `source`, and what was done."""
     changed = dict(splits)
-    wrong = {}
+    wrong: dict[str, tuple[int, int]] = {}
     for name in noisy:
         split = splits[name]
         pile = "train" if split.samples is splits["train"].samples else name

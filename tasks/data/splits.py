@@ -10,6 +10,8 @@ import numpy.typing as npt
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+_SPOKEN = {"train": "training"}
+
 
 class Split(Protocol):
     """One split. Labels are in memory; samples are read when asked for, so that a set may be larger than memory."""
@@ -36,7 +38,7 @@ class Relabelled:
     @property
     def told(self) -> str:
         """One sentence for people."""
-        counts = ", ".join(f"{wrong:,} of {count:,} {name} labels" for name, (wrong, count) in self.wrong.items())
+        counts = ", ".join(f"{wrong:,} of {count:,} {_SPOKEN.get(name, name)} labels" for name, (wrong, count) in self.wrong.items())
         return f"labels were made noisy on purpose ({self.how}): {counts} are not the data's own; test labels are as they were"
 
 
