@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
+from kdpipe.pipeline.data_commands import data
+from kdpipe.pipeline.printing import print_json as _print_json
+from kdpipe.pipeline.printing import print_table as _print_table
+from kdpipe.pipeline.printing import table as _table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kdpipe.pipeline.steps import BuildResult
 
 INTERRUPTED = 130
@@ -33,6 +35,7 @@ app = typer.Typer(
 )
 cache = typer.Typer(help="The store of finished steps: list it, clean it up.")
 app.add_typer(cache, name="cache")
+app.add_typer(data, name="data")
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="A target to build for; repeat for several.", show_default="all of kdpipe.toml")]
@@ -304,29 +307,6 @@ def _existing(project: Path) -> Path:
     if not project.is_dir():
         raise ConfigError("no such folder", at=project, do="give the project's folder")
     return project
-
-
-def _table(*columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_table(table: "Table") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a log wraps its own lines
-    console.print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _size(size_bytes: int) -> str:
