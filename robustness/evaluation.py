@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.predictor import Float32Array, Predictor
-from kdpipe.robustness.calibration import Confidences, confidences, ece_figure, nll_figure, reliability
+from kdpipe.robustness.calibration import Confidences, brier_figure, confidences, ece_figure, ece_mass_figure, nll_figure, reliability
 from kdpipe.robustness.corruption import SEVERITIES, corrupt
 from kdpipe.robustness.crafting import CurvePoint, Replay
 from kdpipe.robustness.intervals import BoolArray, accuracy, mean_accuracy
 from kdpipe.robustness.samples import Int64Array, Samples
 from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, Scorecard
+from kdpipe.robustness.selective import selective_figures
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def judge(
     corrupted = _corrupted_answers(predictor, samples, questions)
     correct = {"clean": answers.correct, **({"robust": robust} if replays else {}), **{f"attack/{name}": right for name, (right, _) in per_attack.items()}}
     correct |= {f"corruption/{name}-{severity}": right for (name, severity), right in corrupted.items()}
+    aurc, risk_coverage = selective_figures(answers, seed=questions.seed)
     scorecard = Scorecard(
         model=subject.model,
         form=subject.form,
@@ -91,6 +93,10 @@ def judge(
         corruptions=tuple(CorruptionFigure(name=name, severity=severity, accuracy=accuracy(right)) for (name, severity), right in corrupted.items()),
         corruption_mean=_corruption_mean(list(corrupted.values()), questions.seed),
         reliability=reliability(answers),
+        ece_mass=ece_mass_figure(answers, seed=questions.seed),
+        brier=brier_figure(answers, seed=questions.seed),
+        aurc=aurc,
+        risk_coverage=risk_coverage,
     )
     return Judgement(scorecard, correct, survived)
 
@@ -121,7 +127,7 @@ def _clean_answers(predictor: Predictor, samples: Samples, batch_size: int) -> C
         if not np.isfinite(logits).all():
             raise _not_logits("not finite", chosen)
         parts.append(confidences(logits, samples.labels[chosen]))
-    return Confidences(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("correct", "confidence", "nll")))
+    return Confidences.joined(parts)
 
 
 def _not_logits(kind: str, chosen: Int64Array) -> VerificationError:
@@ -155,6 +161,7 @@ def _attack_figure(name: str, replays: Sequence[Replay], right: BoolArray) -> At
         restarts=method.restarts,
         crafted_on=tuple(dict.fromkeys(replay.crafted_on for replay in same)),
         accuracy=accuracy(right),
+        note=next((replay.note for replay in same if replay.note), None),
     )
 
 

@@ -17,6 +17,9 @@ class Figure(BaseModel, extra="forbid", frozen=True):
     reason: str | None = Field(None, description="why it was not measured; None where it was")
 
 
+UNKNOWN = Figure(value=None, reason="not measured: the scorecard is older than this figure")
+
+
 class AttackFigure(BaseModel, extra="forbid", frozen=True):
     """Accuracy under one attack. `crafted_on`: the models whose gradients (or answers) made the samples; worst case over them."""
 
@@ -27,6 +30,7 @@ class AttackFigure(BaseModel, extra="forbid", frozen=True):
     restarts: int
     crafted_on: tuple[str, ...]
     accuracy: Figure
+    note: str | None = Field(None, description="what its name does not say: where it is not the standard attack of that name; None where it is")
 
 
 class CorruptionFigure(BaseModel, extra="forbid", frozen=True):
@@ -52,6 +56,13 @@ class ReliabilityBin(BaseModel, extra="forbid", frozen=True):
     n: int
     confidence: float | None
     accuracy: float | None
+
+
+class CoveragePoint(BaseModel, extra="forbid", frozen=True):
+    """One point of risk against coverage: the error rate, in per cent, on the most confident share of the samples."""
+
+    coverage: float = Field(gt=0, le=1)
+    risk: Figure
 
 
 class MaskingCheck(BaseModel, extra="forbid", frozen=True):
@@ -81,4 +92,8 @@ class Scorecard(BaseModel, extra="forbid", frozen=True):
     corruptions: tuple[CorruptionFigure, ...] = ()
     corruption_mean: Figure
     reliability: tuple[ReliabilityBin, ...] = ()
+    ece_mass: Figure = Field(UNKNOWN, description="the same over 15 bins of equally many samples, per cent")
+    brier: Figure = Field(UNKNOWN, description="mean squared distance of the probabilities from the label's one-hot vector, in [0, 2]")
+    aurc: Figure = Field(UNKNOWN, description="area under risk against coverage: mean error rate on the most confident samples, per cent")
+    risk_coverage: tuple[CoveragePoint, ...] = ()
     masking: tuple[MaskingCheck, ...] = ()
