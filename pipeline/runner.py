@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from kdpipe.foundation.allocator import keep_freed_memory, release_freed_memory
 from kdpipe.foundation.errors import KdpipeError, UnavailableError, VerificationError
 from kdpipe.pipeline.planning import Plan, PlannedStep
 from kdpipe.pipeline.progress import duration
@@ -125,6 +126,7 @@ class _Run:
         artifacts = {**inputs, "subject": next(iter(inputs.values()))} if step.stage == "score" else dict(inputs)
         profile = planned.target.profile if planned.target else None
         self.progress.say(f"{step.name}: {'; '.join(planned.why) or 'its artifact is gone'}")
+        release_freed_memory()
         _reset_peak_memory()
         begin = time.monotonic()
         with _told_resources(step.name, folder):
@@ -143,6 +145,7 @@ def _torch_settings(threads: int) -> Iterator[None]:
     switches: Any = torch.utils.deterministic  # a module that is an object: its switch has no type
     fill = switches.fill_uninitialized_memory
     torch.set_num_threads(threads)
+    keep_freed_memory()  # stays so for the process: glibc has no way back
     torch.use_deterministic_algorithms(True)
     switches.fill_uninitialized_memory = False  # costs a pass over every new tensor, and no operator here reads one before it is written
     try:
