@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -18,15 +18,19 @@ from pydantic.fields import FieldInfo
 from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.plugins import find, names
 from kdpipe.pipeline.budgets import Budgets
-from kdpipe.pipeline.problems import Section, checked, placed, unknown_key
+from kdpipe.pipeline.device_records import dumped
+from kdpipe.pipeline.problems import Section, checked, objective_fields, placed, unknown_key
 from kdpipe.pipeline.stages import StageModule, config_model
 from kdpipe.pipeline.toml_source import KeyPath, TomlSource, read_toml
+from kdpipe.targets.devices.device import PACKAGE as DEVICES
+from kdpipe.targets.devices.device import Settings as DeviceSettings
 from kdpipe.targets.profile import Profile, load_profile, profile_names
 from kdpipe.tasks.task import Task
 
 FILE = "kdpipe.toml"
 DEFAULT_TASK = "image-classification"
 DEFAULT_TARGET = "cpu"
+DEFAULT_DEVICE = "local"
 
 _FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _LONGEST_NAME = 100
@@ -67,14 +71,9 @@ class TargetConfig(BaseModel, extra="forbid", frozen=True):
 
     profile: str | None = Field(None, description="a profile that ships, or the path of a .toml; default: the target's name")
     variant: str | None = Field(None, description="one of the profile's variants; default: the profile's own choice")
-    device: str | None = Field(None, description="a name of [devices]; default: this host, where it is of the target's kind")
+    device: str | None = Field(None, description="a name of [devices]: it measures the target; default: this host, where it is of the target's kind")
+    accuracy_on: tuple[str, ...] = Field((), description="further names of [devices], on which the int8 file's accuracy alone is measured, e.g. emulated CPUs")
     budgets: Budgets = Field(default_factory=Budgets, description="budgets of this target alone; each replaces the one of [budgets]")
-
-
-class DeviceConfig(BaseModel, extra="forbid", frozen=True):
-    """`[devices.NAME]`."""
-
-    kind: Literal["local"] = Field("local", description="'local': this host")
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ class Target:
     variant: str | None
     device: str | None
     budgets: Budgets
+    accuracy_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Config:
     task_kind: str
     sections: Mapping[str, Any]
     targets: Mapping[str, Target]
+    devices: Mapping[str, DeviceSettings]
     resolved: Mapping[str, Any]
 
     @property
@@ -141,7 +142,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
         if name == "prune" and not _asked_for(values.get("prune")):
             continue
         model = config_model(stages[stage], stage)
-        built[name] = section(name, model, _objective_fields(model, values.get(name, {})))
+        built[name] = section(name, model, objective_fields(model, values.get(name, {})))
     shared = section("budgets", Budgets)
     devices, found = _devices(values.get("devices", {}), source)
     problems += found
@@ -159,6 +160,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
         task_kind=kind,
         sections=built,
         targets=resolved_targets,
+        devices=devices,
         resolved={
             "project": {**head.model_dump(mode="json"), "name": own_name},
             "task": {"kind": kind, **task.model_dump(mode="json")},
@@ -167,7 +169,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
                 name: {"profile": target.profile.model_dump(mode="json"), "device": target.device, "budgets": target.budgets.model_dump()}
                 for name, target in resolved_targets.items()
             },
-            "devices": {name: device.model_dump(mode="json") for name, device in devices.items()},
+            "devices": {name: dumped(device) for name, device in devices.items()},
         },
     )
 
@@ -218,31 +220,58 @@ def _without_switch(name: str, values: Any) -> Any:
     return values
 
 
-def _objective_fields(model: type[BaseModel], values: Any) -> Mapping[str, FieldInfo] | None:
-    """The keys that the section's objective brings, where the section is one with an objective and names one that exists."""
-    from kdpipe.stages.objectives.configured import ObjectiveSection, objective_class
-
-    if not issubclass(model, ObjectiveSection) or not isinstance(values, Mapping):
-        return None
-    try:
-        return objective_class(str(values.get("objective", model.default_objective)), at="objective").model_fields
-    except ConfigError:
-        return None  # told when the section itself is checked
+def device_kinds() -> list[str]:
+    """The kinds of devices that ship."""
+    return names(DEVICES)
 
 
-def _devices(values: Any, source: TomlSource) -> tuple[dict[str, DeviceConfig], list[Problem]]:
+def device_model(kind: str, *, at: str) -> type[BaseModel]:
+    """The model of `[devices.NAME]` for this kind; ConfigError where there is none."""
+    if ":" not in kind and kind not in device_kinds():
+        near = difflib.get_close_matches(kind, device_kinds(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError("there is no such kind of device", at=at, do=f"{hint}known: {', '.join(device_kinds())}; your own: package.module:Class")
+    model = find(DEVICES, kind, at=at)
+    if not (isinstance(model, type) and issubclass(model, BaseModel) and hasattr(model, "device")):
+        raise ConfigError("it is not a kind of device", at=at, do="name a pydantic model that is a kdpipe.targets.devices.device.Settings")
+    return model
+
+
+def read_devices(project: Path) -> dict[str, DeviceSettings]:
+    """The devices of the project alone, by name; ConfigError with every problem of their sections. Empty where there is no kdpipe.toml."""
+    path = project / FILE
+    source = read_toml(path) if path.is_file() else None
+    devices, problems = _devices(source.values.get("devices", {}), source) if source else ({}, [])
+    if problems:
+        raise ConfigError.gather(problems)
+    return devices
+
+
+def _devices(values: Any, source: TomlSource) -> tuple[dict[str, DeviceSettings], list[Problem]]:
     tables, problems = _tables(values, ("devices",), source)
     devices = {}
     for name, table in tables.items():
-        device, found = checked(DeviceConfig, table, Section(("devices", name), source))
+        path: KeyPath = ("devices", name)
+        kind = table.get("kind", DEFAULT_DEVICE)
+        place = source.at((*path, "kind"))
+        if not re.fullmatch(_FOLDER_NAME, name) or len(name) > _LONGEST_NAME:
+            problems.append(Problem(f"a device cannot be called {name!r}", source.at(path), f"its record is a file of that name: {_FOLDER_NAME_RULE}"))
+            continue
+        try:
+            model = device_model(str(kind), at=place)
+        except ConfigError as error:
+            problems += [Problem(f"kind = {kind!r}: {problem.message}", place, problem.do) for problem in error.problems]
+            continue
+        rest = table if "kind" in model.model_fields else {key: value for key, value in table.items() if key != "kind"}
+        device, found = checked(model, rest, Section(path, source))
         problems += found
         if device is not None:
-            devices[name] = device
+            devices[name] = cast("DeviceSettings", device)
     return devices, problems
 
 
 def _targets(
-    project: Path, source: TomlSource, devices: Mapping[str, DeviceConfig], shared: Budgets, wanted: Sequence[str]
+    project: Path, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets, wanted: Sequence[str]
 ) -> tuple[dict[str, Target], list[Problem]]:
     """The wanted targets; a profile that ships needs no section. Those that are not wanted are checked all the same."""
     tables, problems = _tables(source.values.get("targets", {}), ("targets",), source)
@@ -263,7 +292,7 @@ def _targets(
 
 
 def _target(
-    project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceConfig], shared: Budgets
+    project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets
 ) -> tuple[Target | None, list[Problem]]:
     path: KeyPath = ("targets", name)
     if not re.fullmatch(_FOLDER_NAME, name) or len(name) > _LONGEST_NAME or name == _TAKEN:
@@ -273,10 +302,11 @@ def _target(
     config, problems = checked(TargetConfig, table, section)
     if config is None:
         return None, problems
-    if config.device is not None and config.device not in devices:
-        near = difflib.get_close_matches(config.device, devices, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{config.device}]; devices: {', '.join(devices) or 'none yet'}"
-        problems.append(Problem(f"unknown device {config.device!r}", source.at((*path, "device")), advice))
+    for key, named in (("device", [config.device] if config.device is not None else []), ("accuracy_on", config.accuracy_on)):
+        for unknown in (device for device in named if device not in devices):
+            near = difflib.get_close_matches(unknown, devices, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{unknown}]; devices: {', '.join(devices) or 'none yet'}"
+            problems.append(Problem(f"unknown device {unknown!r}", source.at((*path, key)), advice))
     wanted = config.profile or name
     own_profile = project / wanted if wanted.endswith(".toml") else None
     try:
@@ -284,7 +314,7 @@ def _target(
     except ConfigError as error:
         return None, [*problems, *(placed(problem, section) for problem in error.problems)]
     own = {key: value for key, value in config.budgets.model_dump().items() if value is not None}
-    return Target(name, profile, own_profile, config.variant, config.device, shared.model_copy(update=own)), problems
+    return Target(name, profile, own_profile, config.variant, config.device, shared.model_copy(update=own), config.accuracy_on), problems
 
 
 def _tables(values: Any, path: KeyPath, source: TomlSource) -> tuple[dict[str, Any], list[Problem]]:

@@ -59,8 +59,9 @@ class Section:
 
 
 def title(path: KeyPath) -> str:
-    """How messages call a table: `[targets.arm]`; the file itself is `the top level`."""
-    return f"[{'.'.join(str(part) for part in path)}]" if path else "the top level"
+    """How messages call a table: `[targets.arm]`, a table of a list `[[distill.teachers]]`; the file itself is `the top level`."""
+    name = ".".join(part for part in path if isinstance(part, str))
+    return "the top level" if not path else f"[[{name}]]" if isinstance(path[-1], int) else f"[{name}]"
 
 
 def checked(model: type[Model], values: Any, section: Section) -> tuple[Model | None, list[Problem]]:
@@ -116,6 +117,18 @@ def keys_of(model: type[BaseModel], section: Section | None = None) -> list[str]
     return sorted({field.alias or name for name, field in model.model_fields.items() if name not in hidden and not field.exclude} | set(more))
 
 
+def objective_fields(model: type[BaseModel], values: Any) -> Mapping[str, FieldInfo] | None:
+    """The keys that the table's objective brings, where the table is one with an objective and names one that exists."""
+    from kdpipe.stages.objectives.configured import ObjectiveSection, objective_class
+
+    if not issubclass(model, ObjectiveSection) or not isinstance(values, Mapping):
+        return None
+    try:
+        return objective_class(str(values.get("objective", model.default_objective)), at="objective").model_fields
+    except ConfigError:
+        return None  # told when the section itself is checked
+
+
 def interval(field: FieldInfo) -> str | None:
     """The field's range: `(0, 1]`, `[1, ∞)`; None where it has none."""
     low, high = "(-∞", "∞)"
@@ -156,7 +169,7 @@ def _problem(place: KeyPath, details: list[ErrorDetails], model: type[BaseModel]
     first, source, path = details[0], section.source, (*section.path, *place)
     owner, field = _owner(model, place, section)
     if first["type"] == "extra_forbidden":
-        inside = section if len(place) == 1 else None
+        inside = section if len(place) == 1 else Section(path[:-1], source, more=objective_fields(owner, _written_at(path[:-1], source))) if owner else None
         return unknown_key(str(place[-1]), path[:-1], source, keys_of(owner, inside) if owner else [])
     if first["type"] == "missing":
         return Problem(f"{title(path[:-1])} needs {str(place[-1])!r}", source.at(path[:-1]), _advice(field) or f"add {place[-1]} = …")
@@ -234,12 +247,24 @@ def _owner(model: type[BaseModel], place: KeyPath, section: Section) -> tuple[ty
             field = None
             continue
         field = _field(current, part) if current is not None else None
-        if field is None and depth == 0 and section.more:
-            field = section.more.get(part)
+        more = section.more if depth == 0 else objective_fields(current, _written_at((*section.path, *place[:depth]), section.source)) if current else None
+        if field is None and more:
+            field = more.get(part)
         if depth < len(place) - 1:
             models = _models_in(field.annotation) if field is not None else ([current] if current is not None else [])
             current = models[0] if models else None
     return current, field
+
+
+def _written_at(path: KeyPath, source: TomlSource) -> Any:
+    """What the file says there; None where it says nothing."""
+    found: Any = source.values
+    for part in path:
+        inside = part in found if isinstance(found, Mapping) else isinstance(found, list) and isinstance(part, int) and part < len(found)
+        if not inside:
+            return None
+        found = found[part]
+    return found
 
 
 def _field(model: type[BaseModel], key: str) -> FieldInfo | None:

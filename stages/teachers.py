@@ -23,7 +23,9 @@ class FurtherTeacher(TeacherConfig, extra="forbid", frozen=True):
     """`[[distill.teachers]]`: a teacher beside `[teacher]`, trained here or given, by the same keys; classes of given weights are matched by name."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40, description="its own; it is the step teacher-NAME, and its random draws are named after it"
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        max_length=40,
+        description="lower-case letters, digits and '-'; it is the step teacher-NAME, and its random draws are named after it",
     )
     role: Role | None = Field(None, description="what it is to an objective that knows several teachers (mtard); [teacher] takes the other role")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="in the mixture, beside [distill.mixture] teacher_weight; where learned: at the start")
