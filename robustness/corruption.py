@@ -1,10 +1,10 @@
 """Corrupted images: what a cheap sensor, a bad light or a transmission does to them, at five severities.
 
-Each corruption is one file in `robustness/corruptions`. The idea and most scales: Hendrycks & Dietterich 2019 (arXiv:1903.12261); the
-strengths here grow with the image's side so that they mean something from 8x8 on, and are **not** those of CIFAR-10-C or ImageNet-C.
+Each corruption is one file in `robustness/corruptions`. The idea: Hendrycks & Dietterich 2019 (arXiv:1903.12261). The six of `standard` have strengths of
+our own, which grow with the image's side so that they mean something from 8x8 on; those of `common` and `extra` have the published ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -18,6 +18,33 @@ from kdpipe.foundation.randomness import numpy_stream
 
 SEVERITIES = (1, 2, 3, 4, 5)
 STANDARD = ("gaussian-noise", "gaussian-blur", "contrast", "brightness", "pixelate", "jpeg")
+"""Six that need nothing but the image, at strengths of our own that mean something from 8 pixels on."""
+
+COMMON = (
+    "gaussian-noise-c",
+    "shot-noise",
+    "impulse-noise",
+    "defocus-blur",
+    "glass-blur",
+    "motion-blur",
+    "zoom-blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness-c",
+    "contrast-c",
+    "elastic-transform",
+    "pixelate-c",
+    "jpeg-compression",
+)
+"""The 15 of CIFAR-10-C and ImageNet-C at their published strengths (`-c`: those that we have at other strengths, too)."""
+
+EXTRA = ("speckle-noise", "gaussian-blur-c", "spatter", "saturate")
+"""Their four more, meant for choosing (augmentations, thresholds), so that the 15 stay unseen."""
+
+SETS: Mapping[str, tuple[str, ...]] = {"standard": STANDARD, "common": COMMON, "extra": EXTRA}
+"""What `[evaluate] corruptions` calls them."""
+
 _PACKAGE = "kdpipe.robustness.corruptions"
 
 
@@ -34,6 +61,28 @@ class Draws:
         return (numpy_stream(self.seed, f"{self.name}/sample-{index}") for index in self.indices)
 
 
+Generators = Sequence[np.random.Generator]
+"""One generator for each sample, from which all is drawn that the sample needs, in the order of the calls."""
+
+
+def normal(generators: Generators, shape: tuple[int, ...]) -> Float32Array:
+    """Standard normal draws (n, *shape), each sample's from its own generator."""
+    drawn = np.empty((len(generators), *shape), dtype=np.float32)
+    for sample, generator in zip(drawn, generators, strict=True):
+        generator.standard_normal(dtype=np.float32, out=sample)
+    return drawn
+
+
+def uniform(generators: Generators, shape: tuple[int, ...], low: float, high: float) -> Float32Array:
+    """Uniform draws (n, *shape) in [low, high), each sample's from its own generator."""
+    drawn = np.empty((len(generators), *shape), dtype=np.float32)
+    for sample, generator in zip(drawn, generators, strict=True):
+        generator.random(dtype=np.float32, out=sample)
+    drawn *= np.float32(high - low)
+    drawn += np.float32(low)
+    return drawn
+
+
 class Corruption(Protocol):
     """The plug-in of a file: images (n, channels, height, width), float32 in [0, 1], to corrupted ones of the same kind; values outside are clipped for it."""
 
@@ -46,8 +95,12 @@ def corrupt(name: str, images: Float32Array, severity: int, *, seed: int, indice
     """The images corrupted by `name` at `severity` (1 weak to 5 strong): same shape, float32 in [0, 1]; the argument is not changed.
 
     `images`: (n, channels, height, width), float32 in [0, 1]. `indices`: (n,) of the samples in their split: equal (seed, name,
-    severity, index) give the equal image. Raises ConfigError for an unknown name, and for samples that are not images.
+    severity, index) give the equal image. Raises ConfigError for an unknown name, another severity, and samples that are not images.
     """
+    if severity not in SEVERITIES:
+        raise ConfigError(
+            f"severity {severity} is not one of 1 to 5", at="[evaluate] corruptions", do="1 is weak, 5 strong; the image itself is the clean figure"
+        )
     if images.ndim != 4:
         raise ConfigError(
             f"corruptions need images (n, channels, height, width), these samples are {images.shape}", at="[evaluate] corruptions", do="set corruptions = []"

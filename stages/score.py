@@ -18,7 +18,7 @@ from kdpipe.robustness.attacks.method import AttackMethod, Logits, parse_attack
 from kdpipe.robustness.attacks.methods.square import Square
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.attacks.strength import strongest
-from kdpipe.robustness.corruption import STANDARD, corruption_named
+from kdpipe.robustness.corruption import SETS, corruption_named
 from kdpipe.robustness.crafting import ALONE, CurvePoint, Replay, Work, craft, craft_curve, rescaled
 from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
 from kdpipe.robustness.kept_batches import KeptBatches
@@ -36,6 +36,9 @@ TOOLS = ("torch", "numpy", "pillow", "safetensors")
 
 SCORECARD_FILE = "scorecard.json"
 CORRECT_FILE = "correct.npz"
+SAMPLES_DIGEST = "digest/samples"
+GRADED = ("confidence", "nll", "brier")
+"""what correct.npz holds of each clean answer beside whether it is right"""
 CRAFTING_FOLDER = "crafting"
 """Finished batches of attacks, in the step's work folder while it runs."""
 
@@ -52,7 +55,9 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         None, gt=0, allow_inf_nan=False, description="its radius in the input's value range; absent: that of [distill.attack], else 8/255 (l2: 0.5)"
     )
     attack_samples: int = Field(1000, ge=1, description="test samples that are attacked, stratified, the same for all models; all where there are fewer")
-    corruptions: Literal["standard"] | tuple[str, ...] = Field("standard", description="names of corruptions; 'standard' for the six, [] for none")
+    corruptions: Literal["standard", "common", "extra"] | tuple[str, ...] = Field(
+        "standard", description="names of corruptions, or a set: 'standard' (six), 'common' (the 15 of CIFAR-10-C), 'extra' (its four more); [] for none"
+    )
     corruption_samples: int = Field(1000, ge=1, description="test samples that are corrupted, each at five severities")
     epsilon_curve: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="where accuracy against epsilon is drawn, in multiples of epsilon; [] for no curve")
     curve_samples: int = Field(250, ge=1, description="attacked samples that the curve is drawn on")
@@ -117,13 +122,13 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
 
 def questions_of(samples: Samples, config: EvaluateConfig, seed: int) -> Questions:
     """The samples that every model is asked: nested stratified draws of the split, by the project's seed."""
-    corruptions = STANDARD if config.corruptions == "standard" else config.corruptions
+    corruptions = SETS[config.corruptions] if isinstance(config.corruptions, str) else config.corruptions
     return Questions(
         attacked=stratified(samples.labels, config.attack_samples, seed=seed),
         curve=stratified(samples.labels, min(config.curve_samples, config.attack_samples), seed=seed),
         black_box=stratified(samples.labels, min(config.square_samples, config.attack_samples), seed=seed),
         corrupted=stratified(samples.labels, config.corruption_samples, seed=seed),
-        corruptions=tuple(corruptions),
+        corruptions=corruptions,
         batch_size=config.batch_size,
         seed=seed,
     )
@@ -203,11 +208,16 @@ def strongest_of(replays: Sequence[Replay]) -> Replay | None:
 
 
 def write_correct(folder: Path, judgements: dict[str, Judgement], questions: Questions) -> None:
-    """correct.npz: the bool arrays of every judgement under its prefix, and the indices of the samples that were asked."""
+    """correct.npz: of every judgement under its prefix the bool arrays, and what calibration needs of the clean answers (float32).
+
+    Beside them the indices of the samples that were asked, and the sha256 of the split (uint8): what a comparison must find equal.
+    """
     arrays: dict[str, npt.NDArray[Any]] = {"indices/attack": questions.attacked, "indices/black-box": questions.black_box}
     arrays["indices/corruption"] = questions.corrupted
     for prefix, judgement in judgements.items():
         arrays |= {f"{prefix}{name}": right for name, right in judgement.correct.items()}
+        arrays |= {f"{prefix}{name}": getattr(judgement.answers, name).astype(np.float32) for name in GRADED}
+        arrays[SAMPLES_DIGEST] = np.frombuffer(judgement.samples_digest, dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any keyword for its own flag
     write_bytes(folder / CORRECT_FILE, buffer.getvalue())

@@ -19,8 +19,12 @@ Uint8Array = npt.NDArray[np.uint8]
 
 
 def jpeg(images: Float32Array, severity: int, draws: Draws) -> Float32Array:
-    """The images rounded to 8 bits and compressed at quality 60 to 7; colour with halved chroma resolution (4:2:0), other than 3 channels each as grey."""
-    quality = _QUALITY[severity - 1]
+    """The images at quality 60 to 7."""
+    return compressed(images, _QUALITY[severity - 1])
+
+
+def compressed(images: Float32Array, quality: int) -> Float32Array:
+    """The images rounded to 8 bits and compressed; colour with halved chroma resolution (4:2:0), other than 3 channels each as grey."""
     pixels = np.rint(images * 255).astype(np.uint8)
     if images.shape[1] == 3:
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -215,7 +215,7 @@ def test_a_split_smaller_than_asked_is_judged_whole(data):
     [
         ({"attacks": ["pdg-20"]}, ["unknown name 'pdg'", "did you mean 'pgd'"]),
         ({"attacks": ["pgd-0"]}, ["'pgd-0' is not an attack", "steps = 0"]),
-        ({"corruptions": ["fog"]}, ["unknown name 'fog'", "known: brightness"]),
+        ({"corruptions": ["rain"]}, ["unknown name 'rain'", "known: brightness"]),
         ({"epsilon": 0}, ["epsilon", "greater than 0"]),
         ({"norm": "linf", "epsilon": 8.0}, ["epsilon = 8 is not in (0, 1]", "8/255 is 0.0314"]),
         ({"epsilon_curve": [-1]}, ["multiples of epsilon lie in"]),
