@@ -115,6 +115,8 @@ def _build(
     made = make_plan(config, stages, store, until=until)
     running = [planned.step.name for planned in made.steps if planned.state == "run"]
     progress.say(f"{len(made.steps)} steps: {len(running)} to run, {len(made.steps) - len(running)} kept")
+    if running and made.data.relabelled is not None:
+        progress.say(made.data.relabelled.told)
     if running:
         _say_if_busy(made.threads, progress)
         note_build(store, [planned.step for planned in made.steps], finished=False)

@@ -93,12 +93,15 @@ def plan(
     made = make(project, targets=target or (), until=until, overrides=settings or ())
     if as_json:
         rows = [{"step": it.step.name, "state": it.state, "why": list(it.why), "fingerprint": it.step.fingerprint} for it in made.steps]
-        _print_json({"project": made.config.name, "threads": made.threads, "steps": rows})
+        labels = {} if made.data.relabelled is None else {"labels": made.data.relabelled.as_json()}
+        _print_json({"project": made.config.name, "threads": made.threads, **labels, "steps": rows})
         return
     table = _table("step", "", "why", "fingerprint")
     for it in made.steps:
         table.add_row(it.step.name, it.state, "; ".join(it.why), it.step.fingerprint[:12])
     _print_table(table)
+    if made.data.relabelled is not None:
+        print(made.data.relabelled.told)
 
 
 @app.command()

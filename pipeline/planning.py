@@ -177,6 +177,8 @@ def _identity(
         "seed": config.seed,
         "threads": threads,
     }
+    if data.relabelled is not None:  # the digest knows the labels; this tells people
+        identity["labels"] = data.relabelled.as_json()
     if node.target is not None:
         identity["profile"] = present(node.target.profile.model_dump(mode="json"))
         identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does

@@ -29,6 +29,7 @@ from kdpipe.stages.parity import Parity
 from kdpipe.stages.prune import PruningReport
 from kdpipe.stages.qat import Outcome
 from kdpipe.targets.measurements import Bench
+from kdpipe.tasks.data.splits import Relabelled
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Page:
     attacks: tuple[str, ...]
     staircase: tuple[Markup, Markup] | None
     samples_told: str
+    labels_told: str | None
     pruning: PruningReport | None
     epsilon: tuple[sections.Epsilon, ...]
     heat: tuple[sections.Heat, ...]
@@ -180,6 +182,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         attacks=tuple(dict.fromkeys(attack.name for it in judged for attack in it.card.attacks)),
         staircase=sections.staircase(judged) if judged else None,
         samples_told=_samples_told(judged),
+        labels_told=_labels_told(build),
         pruning=pruning(build),
         epsilon=_epsilon_charts(results, tails),
         heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
@@ -243,6 +246,12 @@ def _samples_told(judged: Sequence[Judged]) -> str:
     attacked = sorted({it.card.robust.n for it in judged if it.card.robust.value is not None})
     told = [f"clean n = {', '.join(map(numbers.count, clean))}"] * bool(clean) + [f"attacked n = {', '.join(map(numbers.count, attacked))}"] * bool(attacked)
     return f"Samples of the test split, which no training, calibration or selection has seen: {'; '.join(told)}." if told else ""
+
+
+def _labels_told(build: BuildResult) -> str | None:
+    """That labels were made wrong on purpose, and how many; None where they were not."""
+    values = next((result.step.identity["labels"] for result in build.results.values() if result.step.identity.get("labels")), None)
+    return None if values is None else f"{Relabelled.from_json(values).told}."
 
 
 def _epsilon_charts(results: Results, tails: Sequence[TargetResults]) -> tuple[sections.Epsilon, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,15 @@ class Relabelled:
 
     how: str
     wrong: Mapping[str, tuple[int, int]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads again."""
+        return {"how": self.how, "wrong": {name: list(counts) for name, counts in self.wrong.items()}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """From what `as_json` gave."""
+        return cls(value["how"], {name: (int(wrong), int(count)) for name, (wrong, count) in value["wrong"].items()})
 
     @property
     def told(self) -> str:

@@ -138,6 +138,21 @@ def test_mistakes_in_the_file_reach_the_terminal_all_at_once(tmp_path: Path) -> 
     assert "error: epsilon = 8 is not in (0, 1] for linf; 8/255 is 0.0314\n  at:  kdpipe.toml:6\n" in told.stderr
 
 
+def test_a_plan_says_how_many_labels_were_made_wrong(tmp_path: Path) -> None:
+    (tmp_path / "kdpipe.toml").write_text('[task]\ndata = "digits"\n[task.label_noise]\nrate = 0.2\n[targets.cpu]\n')
+    told = _kdpipe("plan", "--until", "teacher", folder=tmp_path).stdout
+    assert "labels were made noisy on purpose (symmetric noise, rate 0.2): 216 of 1,079 training labels, 36 of 179 validation labels" in " ".join(told.split())
+    as_json = json.loads(_kdpipe("plan", "--until", "teacher", "--json", folder=tmp_path).stdout)
+    assert as_json["labels"] == {"how": "symmetric noise, rate 0.2", "wrong": {"train": [216, 1079], "validation": [36, 179]}}
+
+
+def test_a_misspelt_key_of_label_noise_is_answered_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "kdpipe.toml").write_text('[task]\ndata = "digits"\n[task.label_noise]\nrat = 0.2\n')
+    told = _kdpipe("plan", folder=tmp_path)
+    assert told.returncode == 2
+    assert "error: unknown key 'rat' in [task.label_noise]\n  at:  kdpipe.toml:4\n  do:  did you mean 'rate'?" in told.stderr
+
+
 def test_the_cache_is_listed_and_cleaned(project: Path, tiny: ModuleType) -> None:
     run_plan(tiny.plan_of(project, until="teacher"), tiny.STAGES, Store(project), SilentProgress())
     listed = json.loads(_kdpipe("cache", "ls", "--json", folder=project).stdout)["artifacts"]

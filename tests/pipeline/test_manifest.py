@@ -52,6 +52,7 @@ def test_a_manifest_holds_the_digests_of_all_that_the_bundle_is_made_of_and_from
     assert made["files"]["model.onnx"] == {"sha256": sha256_of(bundle / "model.onnx"), "size_bytes": (bundle / "model.onnx").stat().st_size}
     assert set(made["files"]) == {"model.onnx", "contract.json"}
     assert made["data"] == build.results["teacher"].step.identity["data"]
+    assert "labels" not in made
     assert made["profile"]["name"] == "cpu"
     assert made["configuration"]["values"] == build.config
     assert made["command"] == "kdpipe build --target cpu --target arm"

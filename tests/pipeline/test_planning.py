@@ -43,6 +43,15 @@ def _states(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {planned.step.name: planned.why for planned in plan.steps if planned.state == "run"}
 
 
+def test_wrong_labels_made_on_purpose_are_part_of_what_a_step_is(plan: Planner, built: Store) -> None:
+    made = plan(("[targets.cpu]", "[task.label_noise]\nrate = 0.2\n[targets.cpu]"))
+    assert made.steps[0].step.identity["labels"] == {"how": "symmetric noise, rate 0.2", "wrong": {"train": [216, 1079], "validation": [36, 179]}}
+    assert set(_states(made)["teacher"]) >= {"data changed"}
+    clean = plan(("[task.label_noise]\nrate = 0.2\n", ""))
+    assert "labels" not in clean.steps[0].step.identity
+    assert not _states(clean)
+
+
 def test_the_graph_has_a_shared_prefix_and_a_tail_for_each_target(plan: Planner) -> None:
     made = plan(("[targets.cpu]", "[targets.cpu]\n[targets.arm]"))
     tail = ["qat@{}", "score-qat@{}", "export@{}", "score-export@{}", "bench@{}"]

@@ -146,6 +146,16 @@ def test_corruptions_that_were_trained_for_are_told_as_such(build_folder: Any) -
     assert "Training images were varied" not in Page(render(build, (), None)).text
 
 
+def test_wrong_labels_made_on_purpose_are_told(build_folder: Any) -> None:
+    build = build_folder.write()
+    labels = {"how": "symmetric noise, rate 0.4", "wrong": {"train": [432, 1079], "validation": [72, 179]}}
+    teacher = build.results["teacher"]
+    noisy = replace(teacher, step=replace(teacher.step, identity={**teacher.step.identity, "labels": labels}))
+    text = Page(render(replace(build, results={**build.results, "teacher": noisy}), (), None)).text
+    assert "Wrong labels: labels were made noisy on purpose (symmetric noise, rate 0.4): 432 of 1,079 training labels" in text
+    assert "Wrong labels" not in Page(render(build, (), None)).text
+
+
 def test_a_file_that_breaks_no_rule_is_told_so(build_folder: Any) -> None:
     assert "cpu: none of the rules of the profile cpu is broken" in _page(build_folder, "cpu").text
 
