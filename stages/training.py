@@ -227,7 +227,10 @@ def _prepared(
     return _Run(
         student=student,
         objective=objective,
-        teachers=tuple(Teacher(teacher, table if table.fits else None) for teacher, table in zip(teachers, known, strict=True)),
+        teachers=tuple(
+            Teacher(teacher, table if table.fits else None, foldable_pairs(teacher, example) if objective.robust else ())
+            for teacher, table in zip(teachers, known, strict=True)
+        ),
         auxiliary=auxiliary,
         learned=learned,
         optimizer=_optimizer([module for module in (student, auxiliary, learned) if module is not None], config),

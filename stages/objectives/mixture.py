@@ -166,7 +166,8 @@ def _before_mixture(objective: Mixed, step: Step) -> _MixedStep:
     assert isinstance(auxiliary, _Auxiliary)
     council = Council(objective, step, auxiliary.log_weights)
     values = {part.name: getattr(step, part.name) for part in fields(Step) if part.name != "_targets"}
-    values |= {"teachers": (Teacher(council),), "auxiliary": auxiliary.inner}
+    foldable = tuple(pair for teacher in step.teachers for pair in teacher.foldable)
+    values |= {"teachers": (Teacher(council, foldable=foldable),), "auxiliary": auxiliary.inner}
     return _MixedStep(**values, whole=step, council=council)
 
 

@@ -48,11 +48,13 @@ class Teacher:
     """A frozen network that is asked for its logits; `module` itself for those who need hidden layers or gradients through it.
 
     `known`: from training indices to the logits on those samples as they lie in the data, where these were computed before.
+    `foldable`: its BatchNorms that need not run while an attack goes through it.
     """
 
-    def __init__(self, module: nn.Module, known: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, known: Callable[[Tensor], Tensor] | None = None, foldable: tuple[Pair, ...] = ()) -> None:
         self.module = module
         self.known = known
+        self.foldable = foldable
 
     def __call__(self, x: Tensor) -> Tensor:
         """The logits, (batch, classes), without a graph."""
@@ -201,11 +203,12 @@ class RobustObjective(Objective):
 
     def worst_case(self, step: Step, loss_per_sample: Callable[[Tensor], Tensor]) -> Tensor:
         """The batch moved within the attack's ball so that `loss_per_sample` of the student's logits is high; without a graph."""
-        return self.worst_case_for(step, lambda x_adv: loss_per_sample(step.student(x_adv)))
+        with under_attack(step):
+            return maximise(step.x, lambda x_adv: loss_per_sample(step.student(x_adv)), self.attack, step.generator)
 
     def worst_case_for(self, step: Step, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         """The same for a per-sample loss of the moved batch itself, where a teacher looks at it as well: the gradient passes through `module` of each."""
-        with under_attack(step):
+        with under_attack(step), folded([pair for teacher in step.teachers for pair in teacher.foldable]):
             return maximise(step.x, loss_of, self.attack, step.generator)
 
 

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.stages.folding import foldable_pairs
 from kdpipe.stages.objectives.adaad import Adaad
 from kdpipe.stages.objectives.divergence import kl_per_sample
 from kdpipe.stages.objectives.kd import Kd
+from kdpipe.stages.objectives.objective import Teacher
 
 ATTACK = Attack(epsilon=0.1, steps=4)
 
@@ -84,3 +86,28 @@ def test_it_makes_no_clean_pass_unless_asked(step_of):
         before = counter.item()
         objective.loss(step)
         assert counter.item() == before + passes
+
+
+def test_batchnorms_folded_in_the_attack_the_teachers_too_give_the_same_step(step_of):
+    objective = Adaad(attack=ATTACK)
+    step, folded = step_of(objective), step_of(objective)
+    pairs = foldable_pairs(folded.teacher.module, folded.x)
+    folded.teachers = (Teacher(folded.teacher.module, foldable=pairs),)
+    folded.foldable = foldable_pairs(folded.student.eval(), folded.x)
+    folded.student.train()
+    assert len(pairs) == 9
+    assert (objective.attacked(folded) != objective.attacked(step)).float().mean() < 0.02  # signs of near-zero gradients
+    step, again = step_of(objective), step_of(objective)
+    again.teachers = (Teacher(again.teacher.module, foldable=foldable_pairs(again.teacher.module, again.x)),)
+    assert objective.loss(again).total.item() == pytest.approx(objective.loss(step).total.item(), rel=1e-3)
+
+
+def test_the_teacher_is_folded_during_the_attack_alone(step_of):
+    objective = Adaad(attack=ATTACK)
+    step = step_of(objective)
+    norm, ran = step.teacher.module.body.bn1, []
+    norm.register_forward_hook(lambda *_: ran.append("forward" in norm.__dict__))
+    step.teachers = (Teacher(step.teacher.module, foldable=foldable_pairs(step.teacher.module, step.x)),)
+    ran.clear()
+    objective.loss(step)
+    assert ran == [True] * ATTACK.steps + [False]
