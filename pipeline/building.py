@@ -105,6 +105,7 @@ def _build(
 ) -> BuildResult:
     from kdpipe.pipeline.cache import note_build
     from kdpipe.pipeline.config import read_config
+    from kdpipe.pipeline.device_records import keep
     from kdpipe.pipeline.planning import make_plan
     from kdpipe.pipeline.runner import run_plan
     from kdpipe.pipeline.stages import load_stages
@@ -113,6 +114,10 @@ def _build(
     config = read_config(folder, stages, settings=overrides, targets=targets)
     watched = _watched(config)
     made = make_plan(config, stages, store, until=until)
+    for name, seen in made.seen.items():
+        if seen.changes:
+            progress.say(f"device {name} changed since it was last reached: {'; '.join(seen.changes)}")
+        keep(folder, name, config.devices[name], seen.facts)
     running = [planned.step.name for planned in made.steps if planned.state == "run"]
     progress.say(f"{len(made.steps)} steps: {len(running)} to run, {len(made.steps) - len(running)} kept")
     if running and made.data.relabelled is not None:

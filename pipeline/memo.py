@@ -50,6 +50,7 @@ def memo_key(project: Path, command: str, toml: bytes) -> str:
     facts = {
         "command": command,
         "toml": hashlib.sha256(toml).hexdigest(),
+        "devices": _digest(_stamps([project / HOME / "devices"])),
         "project": str(project),
         "tools": _installed(),
         "kdpipe": _digest(_stamps([Path(__file__).parents[1] / part for part in _own_folders()])),

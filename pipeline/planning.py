@@ -5,7 +5,7 @@ teacher-NAME ─► distill, prune, qat@T                              for each 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
+from kdpipe.pipeline.device_records import Seen, record_of, seen_now
 from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
@@ -21,7 +22,8 @@ from kdpipe.pipeline.store import Artifact, Store
 from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teachers import FurtherTeacher, step_name
-from kdpipe.targets.devices.local import LocalDevice
+from kdpipe.targets.devices.device import Machine, identity_of
+from kdpipe.targets.devices.local import Local, LocalDevice
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.tasks.data.splits import DataSplits
 
@@ -45,12 +47,13 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in the order in which they run; `threads`: torch threads of the build."""
+    """The steps in the order in which they run; `threads`: torch threads of the build; `seen`: the devices that were reached for it."""
 
     config: Config
     data: DataSplits
     threads: int
     steps: tuple[PlannedStep, ...]
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,22 +72,27 @@ def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *
 
     `until`: the last stage (its score included). Raises ConfigError for an unknown stage, for data that cannot be used, and for
     what a stage that will run says of its settings (`check`): a student that cannot be built, or not be quantized.
+    Devices that have to measure are reached for what they are now; UnavailableError where one is not there.
     """
     if until is not None and until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}", at=f"--until {until}", do=f"stages, in order: {', '.join(STAGES)}")
     data = config.task.load(config.project, config.seed)
     threads = config.threads or physical_cores()
     made: dict[str, Step] = {}
+    seen: dict[str, Seen] = {}
     planned = []
     for node in _nodes(config, until):
-        settings = _settings(config, node)
-        identity = _identity(config, node, settings, stages[node.stage], made, data, threads)
-        step = Step(node.name, node.stage, node.target.name if node.target else None, fingerprint(identity), identity, dict(node.needs))
+        for machines in _known_machines(config, node, seen):
+            settings = _settings(config, node, machines)
+            identity = _identity(config, node, settings, machines, stages[node.stage], made, data, threads)
+            step = Step(node.name, node.stage, node.target.name if node.target else None, fingerprint(identity), identity, dict(node.needs))
+            why = _reasons(step, store)
+            if not why:
+                break  # what the devices were when they were last reached is enough to find it
         made[node.name] = step
-        why = _reasons(step, store)
         planned.append(PlannedStep(step, settings, node.target, "run" if why else "keep", why))
     _require_usable(planned, config, stages, data)
-    return Plan(config, data, threads, tuple(planned))
+    return Plan(config, data, threads, tuple(planned), seen)
 
 
 def physical_cores() -> int:
@@ -135,7 +143,28 @@ def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapp
             check(config.sections, Inputs({}, data, config.task, it.target.profile if it.target else None))
 
 
-def _settings(config: Config, node: _Node) -> BaseModel:
+def _known_machines(config: Config, node: _Node, seen: dict[str, Seen]) -> Iterator[tuple[Machine, ...]]:
+    """The devices of a bench: first as they were recorded, where all were, then as they are now, noted in `seen`. One empty tuple for other steps."""
+    target = node.target
+    named = dict.fromkeys([*([target.device] if target.device else []), *target.accuracy_on]) if target and node.stage == "bench" else {}
+    devices = {name: config.devices[name] for name in named if not isinstance(config.devices[name], Local)}  # this host is what it is without a name
+    if not devices:
+        yield ()
+        return
+    known = {name: seen[name].facts for name in devices if name in seen}
+    for name, settings in devices.items():
+        record = None if name in seen else record_of(config.project, name, settings)
+        if record is not None:
+            known[name] = record.facts
+    if len(known) == len(devices):
+        yield tuple(Machine(name, devices[name], identity_of(facts)) for name, facts in known.items())
+    for name, settings in devices.items():
+        if name not in seen:
+            seen[name] = seen_now(config.project, name, settings)
+    yield tuple(Machine(name, settings, identity_of(seen[name].facts)) for name, settings in devices.items())
+
+
+def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> BaseModel:
     """The stage's section with what the pipeline fills in: the objective of `[distill]`, its attack's strength, the model under judgement."""
     section: BaseModel = config.sections[_SECTION_OF[node.stage]]
     objective = config.sections["distill"].objective
@@ -150,6 +179,10 @@ def _settings(config: Config, node: _Node) -> BaseModel:
             if attack is not None and name not in section.model_fields_set:
                 filled[name] = getattr(attack, name)
         return section.model_copy(update=filled)
+    if node.target is not None and machines:
+        own = next((machine for machine in machines if machine.name == node.target.device), None)
+        others = tuple(machine for machine in machines if machine.name in node.target.accuracy_on and machine is not own)
+        return section.model_copy(update={"device": own.name if own else None, "machine": own, "accuracy_on": others})
     return section
 
 
@@ -163,7 +196,14 @@ def _teaching(config: Config) -> dict[str, Any]:
 
 
 def _identity(
-    config: Config, node: _Node, settings: BaseModel, module: StageModule, made: Mapping[str, Step], data: DataSplits, threads: int
+    config: Config,
+    node: _Node,
+    settings: BaseModel,
+    machines: tuple[Machine, ...],
+    module: StageModule,
+    made: Mapping[str, Step],
+    data: DataSplits,
+    threads: int,
 ) -> dict[str, Any]:
     contents = settings.content(config.project) if hasattr(settings, "content") else {}
     identity = {
@@ -183,13 +223,16 @@ def _identity(
         identity["profile"] = present(node.target.profile.model_dump(mode="json"))
         identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does
     if node.stage == "bench" and node.target is not None:
-        identity["device"] = _device_identity(node.target)
+        there = {machine.name: dict(machine.identity) for machine in machines}
+        identity["device"] = there.pop(node.target.device or "", None) or _host_identity(node.target)
+        if there:
+            identity["accuracy_on"] = there
     identity["code"] = code_digests([identity, config.task_kind], config.project)
     return identity
 
 
-def _device_identity(target: Target) -> dict[str, Any] | None:
-    """What tells one machine from another, without what changes by the minute; None where this host cannot measure the target."""
+def _host_identity(target: Target) -> dict[str, Any] | None:
+    """What tells this host from another, without what changes by the minute; None where it cannot measure the target."""
     return dict(LocalDevice().identity()) if target.profile.measurable_here() else None
 
 

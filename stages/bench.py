@@ -1,7 +1,7 @@
 """The bench stage: latency, start and memory of the finished files on one device, and why int8 is or is not faster.
 
-A target is measured where it belongs: a CPU profile on a host of its class. Everything else is written "not measured",
-with the reason, and the offline checks that need no device stand in the warnings.
+A target is measured where it belongs: on its device, or, for a CPU profile of this host's class, here. Everything else is
+written "not measured", with the reason, and the offline checks that need no device stand in the warnings.
 """
 
 import tempfile
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, InstanceOf
 
-from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import write_json
 from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.stages.device_quality import CORRECT_FILE, QUALITY_FILE, DeviceQualities, Judged, judged_on
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets import latency
+from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
-from kdpipe.targets.devices.agent import usable_cores
-from kdpipe.targets.devices.device import Device
+from kdpipe.targets.devices.device import Device, Machine, require_runtime_there, same_as_planned
 from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, Message, ModelFile, StartRequest, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, Message, ModelFile, StartRequest, Windows
+from kdpipe.targets.energy import energy
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
-from kdpipe.targets.measurements import Bench, Explanation, Latency, ModelName, NoiseCheck, Start
+from kdpipe.targets.measurements import Bench, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
 from kdpipe.targets.runtimes.runtime import open_session, require_runtime
 from kdpipe.tasks.data.splits import Float32Array, Split
@@ -33,7 +34,6 @@ from kdpipe.tasks.data.splits import Float32Array, Split
 VERSION = 1
 TOOLS = ("onnxruntime", "openvino", "onnx", "numpy")
 BENCH_FILE = "bench.json"
-HOST = "host"
 
 FILES: Mapping[ModelName, str] = {"int8": "model.onnx", "float": "float.onnx", "teacher": "teacher.onnx"}
 _AGAIN = "float-again"  # the A/A check: the baseline loaded a second time
@@ -50,7 +50,11 @@ class BenchConfig(BaseModel, extra="forbid", frozen=True):
     percentiles: tuple[Literal[50, 90, 95, 99], ...] | None = Field(None, min_length=1, description="measured on until these are claimable")
     starts: int = Field(1, ge=1, le=20, description="fresh processes for load, first inference and memory; medians are reported")
     warmup_seconds: float = Field(1.0, gt=0, le=60, description="most time for warming up one comparison")
-    device: str | None = Field(None, description="filled by the build: the device's name; None or 'host': this machine")
+    device: str | None = Field(None, description="filled by the build: the name of the device that measures; None: this host")
+    machine: InstanceOf[Machine] | None = Field(
+        None, exclude=True, description="filled by the build: that device; in fingerprints stands what it is, not where"
+    )
+    accuracy_on: tuple[InstanceOf[Machine], ...] = Field((), exclude=True, description="filled by the build: further devices that judge the file's accuracy")
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,55 @@ class _Case:
 def run(inputs: Inputs, config: BenchConfig, context: Context) -> Path:
     """The folder with `bench.json`: everything measured for the target of `inputs.profile`, or why it was not.
 
-    Raises UnavailableError when a runtime is missing or of another version than the profile's, or the device is unknown.
+    With devices also `device_quality.json` and `device_correct.npz`: the int8 file's accuracy on each, sample by sample.
+    Raises UnavailableError when a device is not reached or is not what it was when the build was planned, when a runtime
+    is missing or of another version than the profile's, and when a device's answers cannot be believed.
     """
     profile = inputs.profile
     assert profile is not None  # bench belongs to a target
-    device = _device(config.device)
-    reason = profile.why_not_measurable(probe())
-    if reason is None:
-        bench = _measured(inputs, profile, config, context, device)
-    else:
-        context.progress.say(f"bench {profile.name}: {reason}")
-        bench = Bench(target=profile.name, device=None, not_measured=reason, warnings=offline_warnings(inputs.artifacts["export"], profile))
+    judged: list[Judged] = []
+    bench = _bench(inputs, profile, config, context, judged)
+    for machine in config.accuracy_on:
+        device = machine.settings.device(machine.name, context.project)
+        with device.connected():
+            judged += _judged(inputs, profile, context, device, same_as_planned(device, machine))
+    if judged:
+        arrays = {f"{it.quality.device.name}/{it.quality.runtime}/clean": it.correct for it in judged}
+        np.savez(context.folder / CORRECT_FILE, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        write_json(context.folder / QUALITY_FILE, DeviceQualities(qualities=tuple(it.quality for it in judged)).model_dump(mode="json"))
     write_json(context.folder / BENCH_FILE, bench.model_dump(mode="json"))
     return context.folder
+
+
+def _bench(inputs: Inputs, profile: Profile, config: BenchConfig, context: Context, judged: list[Judged]) -> Bench:
+    """The measurements of the target's device; its accuracy is appended to `judged` where it is not this host, which `score-export` accuracy_on."""
+    if config.machine is None:
+        reason = profile.why_not_measurable(probe())
+        if reason is None:
+            return _measured(inputs, profile, config, context, LocalDevice())
+        return _not_measured(inputs, profile, context, reason)
+    machine = config.machine
+    device = machine.settings.device(machine.name, context.project)
+    with device.connected():
+        facts = same_as_planned(device, machine)
+        judged += _judged(inputs, profile, context, device, facts)
+        reason = device.no_latency or profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        if reason is not None:
+            return _not_measured(inputs, profile, context, reason)
+        return _measured(inputs, profile, config, context, device)
+
+
+def _judged(inputs: Inputs, profile: Profile, context: Context, device: Device, facts: DeviceFacts) -> list[Judged]:
+    model = inputs.artifacts["export"] / FILES["int8"]
+    found = list(judged_on(device, facts, model, profile.runtimes, inputs.data.test, context.progress, hint=profile.bench.hint))
+    for it in found:
+        context.progress.say(f"accuracy on {device.name}, {it.quality.runtime}: {it.quality.clean.value:.2f} %, n = {it.quality.clean.n}")
+    return found
+
+
+def _not_measured(inputs: Inputs, profile: Profile, context: Context, reason: str) -> Bench:
+    context.progress.say(f"bench {profile.name}: {reason}")
+    return Bench(target=profile.name, device=None, not_measured=reason, warnings=offline_warnings(inputs.artifacts["export"], profile))
 
 
 def offline_warnings(export: Path, profile: Profile) -> tuple[str, ...]:
@@ -96,15 +136,10 @@ def offline_warnings(export: Path, profile: Profile) -> tuple[str, ...]:
     return (*lines, f"open until a device measures it: {open_claims}")
 
 
-def _device(name: str | None) -> Device:
-    if name in (None, HOST):
-        return LocalDevice()
-    raise UnavailableError(f"device {name!r} cannot be reached: only this host can measure", at="[bench] device", do=f"use device = {HOST!r}, or leave it out")
-
-
 def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Context, device: Device) -> Bench:
     export = inputs.artifacts["export"]
-    cases = list(_cases(profile, config))
+    facts = device.facts()
+    cases = list(_cases(profile, config, facts, device))
     seconds = config.seconds or profile.bench.seconds
     with tempfile.TemporaryDirectory() as folder:
         samples = _samples(inputs.data.test, max(case.batch for case in cases))
@@ -117,28 +152,38 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
             latencies += figures
             noise.append(check)
             warnings += said
-        starts = tuple(_starts(profile, config, context, export, file, device))
-        explanations = tuple(_explanations(profile, export, samples))
+        starts = tuple(_starts(profile, config, context, export, file, device, cases))
+        joules, no_energy = _energy(profile, cases, seconds, export, file, device)
+        on_host = isinstance(device, LocalDevice)
+        explanations = tuple(_explanations(profile, export, samples)) if on_host else ()
+    warnings += [] if on_host else [f"why int8 is or is not faster on device {device.name} is not explained: explanations are made on this host"]
     return Bench(
         target=profile.name,
-        device=device.facts(),
+        device=facts,
         latencies=tuple(latencies),
         starts=starts,
         explanations=explanations,
         noise=tuple(noise),
         warnings=(*warnings, *_slower(latencies)),
+        energy=joules,
+        energy_not_measured=no_energy,
     )
 
 
-def _cases(profile: Profile, config: BenchConfig) -> Iterator[_Case]:
+def _cases(profile: Profile, config: BenchConfig, facts: DeviceFacts, device: Device) -> Iterator[_Case]:
     batches = (profile.static_batch,) if profile.batch == "static" else config.batches or profile.bench.batches
-    cores = usable_cores()
-    threads = sorted({cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
+    threads = sorted({facts.cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
     for need in profile.runtimes:
-        name = f"{need.name} {require_runtime(need.name, need.versions, at=f'profile {profile.name}')} CPU"
+        name = f"{need.name} {_version(need, profile, facts, device)} CPU"
         for batch in sorted(set(batches)):
             for count in threads:
                 yield _Case(f"{need.name}/batch-{batch}/threads-{count}", need, name, batch, count)
+
+
+def _version(need: RuntimeNeed, profile: Profile, facts: DeviceFacts, device: Device) -> str:
+    if isinstance(device, LocalDevice):
+        return require_runtime(need.name, need.versions, at=f"profile {profile.name}")
+    return require_runtime_there(facts, need.name, need.versions, at=f"profile {profile.name}")
 
 
 def _samples(test: Split, largest_batch: int) -> Float32Array:
@@ -165,7 +210,8 @@ def _request(case: _Case, profile: Profile, config: BenchConfig, seconds: float,
 
 def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
     # beside measuring: warming up, loading four models (a large one compiles for seconds), the last window of a slow model
-    return device.ask("bench", request, limit_seconds=2 * (request.limit_seconds + request.warmup_seconds) + 60)
+    limit = 2 * (request.limit_seconds + request.warmup_seconds) + 60
+    return watched(device.ask("bench", request, limit_seconds=limit), device=device.name)
 
 
 def _summary(case: _Case, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[str]]:
@@ -205,13 +251,29 @@ def _latency(case: _Case, name: ModelName, model: latency.Measured, baseline: la
     )
 
 
-def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device) -> Iterator[Start]:
+def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device, cases: Iterable[_Case]) -> Iterator[Start]:
+    names = {case.need.name: case.runtime_name for case in cases}
     pairs = [(need, model) for need in profile.runtimes for model in FILES]
     for need, model in context.progress(pairs, f"cold start {profile.name}", total=len(pairs), unit="process"):
         batch = profile.static_batch if profile.batch == "static" else 1
         request = StartRequest(runtime=need.name, model=export / FILES[model], threads=1, batch=batch, hint=profile.bench.hint, inputs=inputs)
-        name = f"{need.name} {require_runtime(need.name, need.versions)} CPU"
-        yield cold_start(device, model, request, runtime_name=name, times=config.starts)
+        yield cold_start(device, model, request, runtime_name=names[need.name], times=config.starts)
+
+
+def _energy(profile: Profile, cases: Iterable[_Case], seconds: float, export: Path, inputs: Path, device: Device) -> tuple[tuple[Energy, ...], str | None]:
+    """At the smallest batch with one thread, in each runtime; or why not."""
+    found: list[Energy] = []
+    for case in {case.need.name: case for case in sorted(cases, key=lambda case: (-case.batch, -case.threads))}.values():
+        models = tuple(ModelFile(name=name, path=export / file) for name, file in FILES.items())
+        each = min(2.0, max(0.2, seconds / 10))
+        request = EnergyRequest(
+            runtime=case.need.name, threads=case.threads, batch=case.batch, hint=profile.bench.hint, inputs=inputs, models=models, seconds=each
+        )
+        measured = energy(device, request, tuple(FILES), runtime_name=case.runtime_name)
+        if isinstance(measured, str):
+            return (), measured
+        found += measured
+    return tuple(found), None
 
 
 def _explanations(profile: Profile, export: Path, samples: Float32Array) -> Iterator[Explanation]:

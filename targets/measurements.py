@@ -53,6 +53,24 @@ class Start(BaseModel, extra="forbid", frozen=True):
     peak_memory_bytes: int
 
 
+class Energy(BaseModel, extra="forbid", frozen=True):
+    """Energy of one inference (a batch): the median over rounds with the lowest and highest round, and the machine's power at rest.
+
+    The whole machine's (or package's) energy while the model ran, rest included: `rest_watts` says how much of it is not the model's.
+    """
+
+    model: ModelName
+    runtime: str
+    batch: int
+    threads: int
+    counter: str = Field(description="what counted: 'RAPL package energy', 'hwmon energy meter', …")
+    rounds: int
+    millijoules: float
+    lowest_millijoules: float
+    highest_millijoules: float
+    rest_watts: float
+
+
 class DeviceFacts(BaseModel, extra="forbid", frozen=True):
     """The machine: what its figures depend on. None where the machine does not tell."""
 
@@ -99,3 +117,5 @@ class Bench(BaseModel, extra="forbid", frozen=True):
     explanations: tuple[Explanation, ...] = ()
     noise: tuple[NoiseCheck, ...] = ()
     warnings: tuple[str, ...] = ()
+    energy: tuple[Energy, ...] = ()
+    energy_not_measured: str | None = Field(None, description="why there is no energy, e.g. 'not measured: no energy counter'")

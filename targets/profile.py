@@ -143,14 +143,14 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         able = self.instruction_sets.exact_on if self.variant == DEFAULT_VARIANT else self.variants[self.variant].exact_on
         return not instruction_sets.isdisjoint(able)
 
-    def why_not_measurable(self, instruction_sets: frozenset[str]) -> str | None:
-        """Why a machine with these instruction sets cannot measure the target's latency; None: it can."""
+    def why_not_measurable(self, instruction_sets: frozenset[str], *, where: str = "this host") -> str | None:
+        """Why a machine with these instruction sets cannot measure the target's latency; None: it can. `where`: what the machine is called."""
         if self.architecture is None:
-            return f"not measured: no device (the target computes on {self.accelerator}, this host measures its CPU only)"
+            return f"not measured: no device (the target computes on {self.accelerator}, {where} measures its CPU only)"
         if self.architecture not in instruction_sets:
-            return f"not measured: no device (the target is {self.architecture}, this host is not)"
+            return f"not measured: no device (the target is {self.architecture}, {where} is not)"
         missing = [name for name in (*self.instruction_sets.needs, *self._variant_needs()) if name not in instruction_sets]
-        return f"not measured: this host lacks {', '.join(missing)}" if missing else None
+        return f"not measured: {where} lacks {', '.join(missing)}" if missing else None
 
     def measurable_here(self) -> bool:
         """Whether this host can measure the target's latency, by probing it now."""

@@ -6,11 +6,14 @@ is `kind = "package.module:Class"`.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from packaging.specifiers import SpecifierSet
 from pydantic import JsonValue
 
+from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.messages import Facts, Message, PredictRequest, Request
 from kdpipe.targets.instruction_sets import ARCHITECTURES, named
@@ -57,6 +60,58 @@ class Settings(Protocol):
     def device(self, name: str, project: Path) -> Device:
         """The device; nothing is reached yet. Paths of the section are relative to `project`."""
         ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device of a build. `identity`: what it was when the build was planned."""
+
+    name: str
+    settings: Settings
+    identity: Mapping[str, JsonValue]
+
+
+def same_as_planned(device: Device, machine: Machine) -> DeviceFacts:
+    """The machine's facts now; UnavailableError where it is not what it was when the build was planned."""
+    facts = device.facts()
+    changes = changed(machine.identity, identity_of(facts))
+    if changes:
+        raise UnavailableError(
+            f"device {machine.name} changed since the build was planned: {'; '.join(changes)}",
+            at=f"device {machine.name}",
+            do="run kdpipe build again: it measures the device as it is now",
+        )
+    return facts
+
+
+def changed(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """What differs between two identities, in words: `onnxruntime 1.22.0 → 1.23.1`, `cores 4 → 2`."""
+    words: list[str] = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            words += changed(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            gone, come = [it for it in old if it not in new], [it for it in new if it not in old]
+            words += [f"{key}: {', '.join([*(f'-{it}' for it in gone), *(f'+{it}' for it in come)])}"] if gone or come else []
+        elif old != new:
+            words.append(f"{key} {'none' if old is None else old} → {'none' if new is None else new}")
+    return tuple(words)
+
+
+def require_runtime_there(facts: DeviceFacts, runtime: str, versions: str, *, at: str) -> str:
+    """The version of the runtime on the device, when it is in the range `versions`; UnavailableError when it is missing or another."""
+    there = facts.runtimes.get(runtime)
+    install = f"{facts.runtimes.get('python', 'python')}: python -m pip install '{runtime}{versions}'"
+    if ":" in runtime:
+        raise UnavailableError(
+            f"the runtime {runtime} is your own: it runs on this host only", at=at, do="measure in a runtime that ships: onnxruntime, openvino"
+        )
+    if there is None:
+        raise UnavailableError(f"the runtime {runtime} is not installed on device {facts.name}", at=at, do=f"install it there, in its Python {install}")
+    if not SpecifierSet(versions).contains(there, prereleases=True):
+        raise UnavailableError(f"device {facts.name} has {runtime} {there}, {versions} is needed", at=at, do=f"install it there, in its Python {install}")
+    return there
 
 
 def device_facts(name: str, kind: str, told: Facts) -> DeviceFacts:

@@ -155,7 +155,7 @@ class Keeper:
         try:
             if not _NAME.fullmatch(name):
                 raise OSError("not a file name: " + repr(name))
-            file = part.open("wb")  # noqa: SIM115  # closed below, where what goes wrong is told
+            file = part.open("wb")  # closed below, where what goes wrong is told
         except OSError as error:
             refusal = str(error)
         for piece in self.chunks(request["bytes"]):  # read to the end whatever happens, so that the next line is a line again

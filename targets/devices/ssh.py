@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, StringConstraints
 
 from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.files import sha256_of
@@ -31,7 +31,7 @@ KNOWN_HOSTS = "kdpipe.known_hosts"
 """beside kdpipe.toml, to be kept with it: the pinned host keys, one line a device"""
 
 PROBE_SECONDS = 60.0
-_HOST = r"^(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9._:%\[\]-]*$"  # never begins with '-': it would be an option
+_HOST = r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9._:%\[\]-]*"  # never begins with '-': it would be an option
 _ALIAS = "kdpipe-{}"
 _SSH_FAILED = 255
 _BUSY_PAUSE_SECONDS = 1.0
@@ -39,11 +39,17 @@ _BUSY_PAUSE_SECONDS = 1.0
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(_HOST, value) or len(value) > 255:
+        raise ValueError("not a host name, address or alias, with or without 'user@' before it")
+    return value
+
+
 class Ssh(BaseModel, extra="forbid", frozen=True):
     """A Linux machine reached by OpenSSH."""
 
     kind: Literal["ssh"] = Field(description="a Linux machine reached by OpenSSH")
-    host: Annotated[str, StringConstraints(pattern=_HOST, max_length=255)] = Field(description="'user@host', 'host', or an alias of ~/.ssh/config")
+    host: Annotated[str, AfterValidator(_host)] = Field(description="'user@host', 'host', or an alias of ~/.ssh/config")
     port: int | None = Field(None, ge=1, le=65535, description="default: that of ~/.ssh/config, else 22")
     identity_file: Path | None = Field(None, description="private key; default: what ssh uses by itself (agent, ~/.ssh). It must not ask for a passphrase")
     python: Annotated[str, StringConstraints(min_length=1, max_length=1000)] = Field(

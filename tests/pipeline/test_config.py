@@ -148,7 +148,17 @@ def test_the_resolved_configuration_is_json_with_all_defaults(tiny: ModuleType) 
         ("[targets.cpu]", "[targets]\ncpu = 'x'", "cpu = … stands in [targets] itself", 25, "write it below [targets.NAME]"),
         ("size_kb = 100", "size_kB = 100", "unknown key 'size_kB' in [targets.arm.budgets]", 26, "did you mean 'size_kb'?"),
         ("clean_drop = 1.0", "clean_drop = 200", "clean_drop = 200 is not in [-100, 100]", 29, "it is: percentage points"),
-        ("[targets.cpu]", "[devices.pi]\nkind = 'sssh'\n[targets.cpu]", 'kind = "sssh" is not one of "local"', 25, "this host"),
+        ("[targets.cpu]", "[devices.pi]\nkind = 'sssh'\n[targets.cpu]", "kind = 'sssh': there is no such kind of device", 25, "did you mean 'ssh'? known: "),
+        (
+            "[targets.cpu]",
+            "[devices.pi]\nkind = 'ssh'\nhost='-oX'\n[targets.cpu]",
+            "host = \"-oX\": not a host name, address or alias, with or without 'user@' before it",
+            26,
+            "it is: 'user@host'",
+        ),
+        ("[targets.cpu]", "[devices.pi]\nkind = 'ssh'\n[targets.cpu]", "[devices.pi] needs 'host'", 24, "it is: 'user@host'"),
+        ("[targets.cpu]", "[devices.'../pi']\n[targets.cpu]", "a device cannot be called '../pi'", 24, "its record is a file of that name"),
+        ("[targets.cpu]", "[targets.cpu]\naccuracy_on = ['a72']", "unknown device 'a72'", 25, "write [devices.a72]; devices: none yet"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from kdpipe.foundation.errors import ConfigError
+from kdpipe.foundation.errors import ConfigError, UnavailableError
+from kdpipe.pipeline.device_records import keep
 from kdpipe.pipeline.planning import Plan, make_plan, physical_cores
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.runner import run_plan
 from kdpipe.pipeline.store import Store
+from kdpipe.targets.devices.ssh import SshDevice
 from kdpipe.targets.profile import load_profile
 
 Planner = Callable[..., Plan]
@@ -194,3 +196,52 @@ def test_a_stage_that_will_run_may_object_before_anything_runs_and_a_finished_on
     assert all(it.state == "keep" for it in make_plan(tiny.config_of(project), stages, built).steps)
     with pytest.raises(ConfigError, match="no student with 9 epochs for 10 classes"):
         make_plan(tiny.config_of(project, settings=["distill.epochs=9"]), stages, built)
+
+
+@pytest.fixture
+def with_board(project: Path, board: Any, tiny: ModuleType) -> str:
+    """The kdpipe.toml gets the board as the device `pi` of the cpu target, its key pinned."""
+    settings = board.settings()
+    settings.device("pi", project).pin(settings.device("pi", project).presented_key())
+    lines = "\n".join(f"{key} = {value!r}" for key, value in settings.model_dump(mode="json", exclude_none=True).items())
+    text = (project / "kdpipe.toml").read_text().replace("[targets.cpu]", f"[targets.cpu]\ndevice = 'pi'\n[devices.pi]\n{lines}")
+    (project / "kdpipe.toml").write_text(text)
+    return text
+
+
+@pytest.mark.slow
+def test_a_device_is_reached_for_what_has_to_be_measured_and_no_more(with_board: str, project: Path, tiny: ModuleType, board: Any, monkeypatch: Any) -> None:
+    made = tiny.plan_of(project)
+    bench = made.steps[-1]
+    assert (bench.step.identity["device"]["name"], bench.config.device) == ("pi", "pi")
+    assert str(board.port) not in str(bench.step.identity)  # where it is does not count
+    seen = made.seen["pi"]
+    assert seen.changes == ()
+    assert not (project / ".kdpipe" / "devices").exists()  # a plan writes nothing
+
+    keep(project, "pi", made.config.devices["pi"], seen.facts)
+    run_plan(made, tiny.STAGES, Store(project), SilentProgress())
+    monkeypatch.setattr(SshDevice, "facts", lambda self: pytest.fail("reached for nothing"))
+    kept = tiny.plan_of(project)
+    assert not _states(kept)
+    assert kept.seen == {}
+
+    other = seen.facts.model_copy(update={"runtimes": {**seen.facts.runtimes, "onnxruntime": "99.0"}})
+    monkeypatch.setattr(SshDevice, "facts", lambda self: other)
+    again = tiny.plan_of(project, settings=["bench.seconds=2"])
+    assert again.seen["pi"].changes == (f"onnxruntime {seen.facts.runtimes['onnxruntime']} → 99.0",)
+    (why,) = _states(again).values()
+    assert set(why) == {"bench.seconds 1.0 → 2.0", f"device.runtimes.onnxruntime {seen.facts.runtimes['onnxruntime']} → 99.0"}
+
+
+def test_a_plan_that_needs_a_device_that_is_not_there_says_so_before_anything_is_trained(with_board: str, project: Path, tiny: ModuleType) -> None:
+    (project / "kdpipe.toml").write_text(with_board.replace("port = ", "port = 1 #"))
+    with pytest.raises(UnavailableError) as caught:
+        tiny.plan_of(project)
+    assert "is not reached: " in caught.value.problems[0].message
+    assert len(tiny.plan_of(project, until="export").steps) == 10
+
+
+def test_devices_that_judge_are_part_of_the_bench_alone(plan: Planner, built: Store) -> None:
+    made = plan(("[targets.cpu]", "[targets.cpu]\ndevice = 'here'\naccuracy_on = ['here']\n[devices.here]\nkind = 'local'"))
+    assert not _states(made)  # this host, named

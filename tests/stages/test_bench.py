@@ -11,7 +11,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.stages.bench import BenchConfig, run
+from kdpipe.stages.device_quality import DeviceQualities
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.targets.devices.device import Machine
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.measurements import Bench
 from kdpipe.targets.profile import load_profile
@@ -161,13 +163,77 @@ def test_a_static_file_is_measured_at_its_own_batch_only(benched, tmp_path):
     assert {figure.runtime.split()[0] for figure in bench.latencies} == {"onnxruntime"}
 
 
-def test_an_unknown_device_is_unavailable(benched):
+@pytest.fixture
+def on_board(pi, exported, tmp_path):
+    """The bench of a target whose device is the board."""
+
+    def run_bench(profile: str | Path, *, changed: dict | None = None, batch: int | str = "batch", only_accuracy: bool = False):
+        machine = Machine("pi", pi.settings, {**pi.identity(), **(changed or {})})
+        there = {"accuracy_on": (machine,)} if only_accuracy else {"device": "pi", "machine": machine}
+        config = QUICK.model_copy(update={"batches": (1,), "threads": (1,), **there})
+        inputs = Inputs({"export": exported[batch]}, SimpleNamespace(test=TestSplit()), None, load_profile(profile, at="test"))
+        folder = tmp_path / "work"
+        folder.mkdir()
+        run(inputs, config, Context(folder, pi.project, 0, 1, Recorder()))
+        return Bench.model_validate_json((folder / "bench.json").read_text()), folder
+
+    return run_bench
+
+
+@pytest.fixture
+def ort_only(tmp_path) -> Path:
+    own = tmp_path / "board.toml"
+    own.write_text('extends = "cpu"\n[[runtimes]]\nname = "onnxruntime"\n')
+    return own
+
+
+@pytest.mark.slow
+def test_a_target_with_a_device_is_measured_and_judged_there(on_board, ort_only, board):
+    bench, folder = on_board(ort_only)
+    assert (bench.device.name, bench.device.kind) == ("pi", "ssh")
+    assert {figure.model for figure in bench.latencies} == {"int8", "float", "teacher"}
+    assert all(figure.runs >= 64 for figure in bench.latencies)
+    assert len(bench.starts) == 3
+    assert bench.energy or bench.energy_not_measured.startswith("not measured: ")
+    assert bench.explanations == ()
+    (quality,) = DeviceQualities.model_validate_json((folder / "device_quality.json").read_text()).qualities
+    assert (quality.clean.n, quality.agreement.value, quality.largest_difference) == (len(SAMPLES), 100.0, 0.0)  # the same machine in truth
+    with np.load(folder / "device_correct.npz") as arrays:
+        (name,) = arrays.files
+        assert name == f"pi/{quality.runtime}/clean"
+        assert 100 * arrays[name].mean() == pytest.approx(quality.clean.value)
+    board.until(lambda: not list(board.room.iterdir()), "nothing is left there")
+
+
+@pytest.mark.slow
+def test_a_device_that_only_judges_gives_accuracy_and_no_latency(on_board):
+    bench, folder = on_board("arm", batch=1, only_accuracy=True)
+    assert bench.not_measured.startswith("not measured: no device (the target is aarch64, this host is not)")
+    (quality,) = DeviceQualities.model_validate_json((folder / "device_quality.json").read_text()).qualities
+    assert quality.clean.n == len(SAMPLES)
+
+
+def test_a_device_that_changed_since_the_plan_is_not_measured(on_board, ort_only):
     with pytest.raises(UnavailableError) as caught:
-        benched("cpu", "batch", BenchConfig(device="pi"))
+        on_board(ort_only, changed={"cores": 64, "runtimes": {"onnxruntime": "1.0"}})
     (problem,) = caught.value.problems
     assert caught.value.exit_code == 4
-    assert (problem.message, problem.at) == ("device 'pi' cannot be reached: only this host can measure", "[bench] device")
-    assert problem.do == "use device = 'host', or leave it out"
+    assert problem.message.startswith("device pi changed since the build was planned: cores 64 → ")
+    assert "; onnxruntime 1.0 → " in problem.message
+    assert problem.at == "device pi"
+    assert problem.do == "run kdpipe build again: it measures the device as it is now"
+
+
+def test_a_device_with_another_version_of_the_runtime_gives_no_number(on_board, tmp_path):
+    own = tmp_path / "future.toml"
+    own.write_text('extends = "cpu"\n[[runtimes]]\nname = "onnxruntime"\nversions = ">=999"\n')
+    with pytest.raises(UnavailableError) as caught:
+        on_board(own)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("device pi has onnxruntime 1.")
+    assert problem.message.endswith(", >=999 is needed")
+    assert problem.do.endswith(": python -m pip install 'onnxruntime>=999'")
+    assert not (tmp_path / "work" / "bench.json").exists()
 
 
 def test_a_runtime_of_the_wrong_version_is_unavailable(benched, tmp_path):
