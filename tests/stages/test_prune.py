@@ -11,6 +11,8 @@ from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.macs import count_macs, count_parameters
 from kdpipe.stages.objectives.kd import Kd
+from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
+from kdpipe.stages.objectives.mtard import Mtard
 from kdpipe.stages.objectives.plain import Plain
 from kdpipe.stages.objectives.rslad import Rslad
 from kdpipe.stages.prune import PruneConfig, run
@@ -120,6 +122,31 @@ def test_stopped_in_any_step_it_goes_on_to_the_same_files(objective, pruned):
     stopped = pruned(cut, "stopped")
     for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("objective", "mixture"),
+    [(Mtard(attack=Attack(epsilon=0.1, steps=1), balance_rate=0.5), None), (Kd(), Mixture(weights="learned", gate="wrong"))],
+    ids=["mtard", "a mixture with learned weights"],
+)
+def test_with_several_teachers_it_scores_and_fine_tunes_and_goes_on_after_a_stop_to_the_same_files(objective, mixture, tiny, with_artifacts, context, tmp_path):
+    further = save_network(tiny(seed=2, width=0.5), tmp_path / "further")
+    inputs = replace(with_artifacts, artifacts={**with_artifacts.artifacts, "teacher-further": further})
+    teachers = (TeacherShare(name="further", role="natural"),)
+    cut = config(objective, speedup=1.4, steps=1, epochs=2, importance_batches=2).model_copy(update={"teachers": teachers, "mixture": mixture})
+
+    def pruned(name, **changed):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return run(inputs, cut, replace(context, folder=tmp_path / name, **changed))
+
+    whole = pruned("whole")
+    with pytest.raises(StoppedError):
+        pruned("stopped", progress=Stopping(5))
+    stopped = pruned("stopped")
+    for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
+    terms = {term for training in json.loads((whole / "history.json").read_text())["trainings"] for epoch in training["epochs"] for term in epoch["loss"]}
+    assert terms >= ({"natural_share"} if mixture is None else {"weight of further", "from labels"})
 
 
 def test_a_speedup_out_of_reach_is_told_with_what_is_possible(pruned):

@@ -15,6 +15,7 @@ from kdpipe.foundation.quantization.layers import FrozenLayer
 from kdpipe.stages import qat
 from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.objectives.configured import parse_objective
+from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.qat import Outcome, QatConfig
 from kdpipe.stages.training import TrainingConfig, train
 from kdpipe.targets.profile import load_profile
@@ -134,6 +135,31 @@ def test_killed_in_any_epoch_it_goes_on_to_the_same_bytes(cpu, context, killed_i
     with pytest.raises(Killed):
         qat.run(cpu, config(), replace(context, folder=folder, progress=Killing()))
     assert digests(qat.run(cpu, config(), replace(context, folder=folder))) == digests(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["mtard", "kd"])
+def test_it_learns_from_several_teachers_and_goes_on_after_a_kill_to_the_same_bytes(name, cpu, context, tiny):
+    class Killing:
+        def __call__(self, items, label, *, total=None, unit="batch"):
+            if label == "qat 2/2":
+                raise Killed
+            yield from items
+
+        def say(self, message):
+            pass
+
+    keys = {"attack": {"epsilon": 0.1, "steps": 1}, "balance_rate": 0.5} if name == "mtard" else {}
+    further = save_network(tiny(seed=2), _made(context.folder / "further"))
+    inputs = replace(cpu, artifacts={**cpu.artifacts, "teacher-further": further})
+    objective, mixture = parse_objective(name, keys, at="test"), None if name == "mtard" else Mixture(weights="learned")
+    tuned = config(epochs=2, objective=objective, mixture=mixture, teachers=(TeacherShare(name="further", role="natural"),))
+    undisturbed = qat.run(inputs, tuned, replace(context, folder=_made(context.folder / "undisturbed")))
+    folder = _made(context.folder / "killed")
+    with pytest.raises(Killed):
+        qat.run(inputs, tuned, replace(context, folder=folder, progress=Killing()))
+    assert digests(qat.run(inputs, tuned, replace(context, folder=folder))) == digests(undisturbed)
+    (training,) = json.loads((undisturbed / "history.json").read_text())["trainings"]
+    assert ("natural_share" if name == "mtard" else "weight of further") in training["epochs"][-1]["loss"]
 
 
 def test_ranges_and_statistics_stay_in_the_last_epochs(cpu, context):

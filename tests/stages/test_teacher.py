@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -98,6 +100,38 @@ def test_weights_of_other_classes_are_refused(inputs, context, tiny):
     assert problem.message == "the network's classes 9, 8, 7, 6, 5, … are not the data's 0, 1, 2, 3, 4, …"
     assert problem.at == str(context.project / "given")
     assert "in this order" in problem.do
+
+
+def test_a_further_teacher_draws_by_its_own_name(inputs, context):
+    weights = {}
+    for name in (None, "a", "b"):
+        folder = context.project / str(name)
+        folder.mkdir()
+        run(inputs, config(epochs=1, name=name), replace(context, folder=folder))
+        weights[name] = (folder / "weights.safetensors").read_bytes()
+    assert len(set(weights.values())) == 3
+
+
+def test_given_weights_of_a_further_teacher_may_be_of_other_classes_as_long_as_two_are_shared(inputs, context, tiny, listener):
+    teacher = tiny(seed=4)
+    for labels, refused in (((*reversed(inputs.data.classes[2:]), "x", "y"), False), ((*"abcdefghi", "0"), True)):
+        spec = teacher.spec.model_copy(update={"contract": teacher.spec.contract.model_copy(update={"labels": labels})})
+        save_network(type(teacher)(spec, teacher.module), context.project / "given")
+        if refused:
+            with pytest.raises(ConfigError, match="share fewer than two names"):
+                run(inputs, config(weights="given", name="other"), context)
+        else:
+            run(inputs, config(weights="given", name="other"), context)
+            assert load_network(context.folder).spec.contract.labels == labels
+            assert listener.said[-1].startswith("teacher-other: given weights, validation ")
+            with pytest.raises(ConfigError, match="are not the data's"):
+                run(inputs, config(weights="given", name="other", epochs=1), context)
+
+
+def test_what_is_wrong_with_a_further_teacher_is_told_at_its_place(inputs, context):
+    with pytest.raises(ConfigError) as caught:
+        run(inputs, config(mean=[0.1, 0.2], epochs=1, name="other"), context)
+    assert problem_of(caught).at == "[[distill.teachers]] other: mean"
 
 
 def test_weights_for_another_shape_are_refused(inputs, context, tiny):
