@@ -68,15 +68,16 @@ def clean(
     debug: Debug = False,
 ) -> None:
     """Write a manifest of what to leave out: unusable samples, copies in training, leaks; suspected labels only when asked to."""
-    from kdpipe.pipeline.data_check import clean as run
-    from kdpipe.pipeline.progress import progress_for
-    from kdpipe.tasks.data.cleaning import Wanted
-
     if drop_suspected and relabel:
         raise ConfigError("--drop-suspected and --relabel exclude each other", at="kdpipe data clean", do="choose one")
     if split and not (drop_suspected or relabel):
         raise ConfigError("--split says where to act on suspected labels", at="kdpipe data clean", do="add --drop-suspected or --relabel")
-    wanted = Wanted("drop" if drop_suspected else "relabel" if relabel else "keep", _splits(split), least_margin)
+    splits = _splits(split)
+    from kdpipe.pipeline.data_check import clean as run
+    from kdpipe.pipeline.progress import progress_for
+    from kdpipe.tasks.data.cleaning import Wanted
+
+    wanted = Wanted("drop" if drop_suspected else "relabel" if relabel else "keep", splits, least_margin)
     with progress_for(as_json=as_json) as progress:
         result = run(project, wanted=wanted, overrides=settings or (), out=out, undo=undo, dry_run=dry_run, progress=progress)
     decisions = result.manifest.decisions

@@ -24,6 +24,7 @@ _MOST_OF_A_GROUP = 6
 _MOST_OUTLIERS = 40
 _MOST_ROWS = 50
 _MOST_CLASSES = 40
+_NEAR: tuple[Kind, ...] = ("near-contradiction", "near-leak", "near-duplicate")
 _BAR = 18.0  # SVG units from one bar to the next
 
 _TITLES: Mapping[Kind, str] = {
@@ -163,7 +164,7 @@ def _sections(inspection: Inspection, splits: Mapping[SplitName, Split]) -> Iter
     yield Section(
         "copies", "Copies", "Equal to the last pixel. Copies across splits come first.", _told(copies, _MOST_GROUPS), shown.groups(copies[:_MOST_GROUPS])
     )
-    near = inspection.of("near-leak", "near-contradiction", "near-duplicate")
+    near = [it for kind in _NEAR for it in sorted(inspection.of(kind), key=lambda it: -(it.score or 0.0))]
     yield Section(
         "near",
         "Near copies",
@@ -215,7 +216,7 @@ class _Pictures:
         suggested, confidence = finding.suggested, finding.confidence
         assert suggested is not None
         assert confidence is not None
-        return Group((self.card(finding.samples[0], wrong=f"→ {self.classes[suggested]}, {100 * confidence:.0f} %"),), "")
+        return Group((self.card(finding.samples[0], wrong=f"→ {self.classes[suggested]}, {100 * confidence:.0f}{numbers.NBSP}%"),), "")
 
     def card(self, sample: Sample, *lines: str, wrong: str = "") -> Card:
         name = self.classes[sample.label]

@@ -18,6 +18,7 @@ from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.budgets import Verdict
 from kdpipe.pipeline.config import DEFAULT_TASK, task_model
 from kdpipe.pipeline.report import numbers, sections
+from kdpipe.pipeline.report.data import DataSection, data_section
 from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
 from kdpipe.pipeline.report.pruning import pruning
@@ -91,6 +92,7 @@ class Page:
     reliability: tuple[tuple[str, Markup], ...]
     masking: tuple[tuple[Judged, MaskingCheck], ...]
     masking_told: str
+    data: DataSection | None
     gaps: tuple[Gap, ...]
     histories: tuple[tuple[str, Markup | None, str], ...]
     command: str
@@ -115,6 +117,7 @@ class Page:
             "parity": ("Parity", self.has_parity),
             "ptq": ("PTQ and QAT", self.has_beside),
             "masking": ("Masking checks", bool(self.masking)),
+            "data": ("Data", self.data is not None),
             "gaps": ("Not measured", True),
             "training": ("Training", bool(self.histories)),
             "provenance": ("Provenance", True),
@@ -191,6 +194,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
         masking=tuple(checks),
         masking_told=_masking_told([check for _, check in checks]),
+        data=data_section(build),
         gaps=gaps(results, own, names),
         histories=sections.histories(results, names),
         command=build.command,

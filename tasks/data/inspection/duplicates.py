@@ -24,7 +24,7 @@ CLOSER = 0.5
 """A copy is at most so far away, relative to the closer one of the two images' own neighbourhoods."""
 
 _NEIGHBOURHOOD = 5  # the neighbour whose distance says how dense it is around an image
-_GRID = 16  # pixels a side of what neighbours are looked for by
+_GRID = 12  # pixels a side of what neighbours are looked for by; in memory, 0.6 kB a grey sample
 _ROWS = 1024
 _CELL = 4096  # images of a cell that are compared at a time
 
@@ -87,12 +87,13 @@ def joined(pairs: Iterable[tuple[int, int]], count: int) -> Int64Array:
 
 def _descriptors(thumbnails: npt.NDArray[np.uint8], positions: Int64Array) -> Float32Array:
     """Thumbnails averaged down to the grid, mean removed, of length 1: (n, values). Brightness and contrast are gone."""
-    rows = []
+    channels, height, width = thumbnails.shape[1:]
+    size = min(_GRID, height), min(_GRID, width)
+    rows = np.empty((len(positions), channels * size[0] * size[1]), np.float32)
     for start in range(0, len(positions), _ROWS):
         x = torch.from_numpy(np.asarray(thumbnails[positions[start : start + _ROWS]])).float()
-        height, width = x.shape[2:]
-        rows.append(_standardised(F.adaptive_avg_pool2d(x, (min(_GRID, height), min(_GRID, width))).flatten(1).numpy()))
-    return np.concatenate(rows)
+        rows[start : start + len(x)] = _standardised(F.adaptive_avg_pool2d(x, size).flatten(1).numpy())
+    return rows
 
 
 def _standardised(rows: Float32Array) -> Float32Array:
