@@ -10,7 +10,9 @@ from torch import nn
 from kdpipe.foundation.networks import Network, build_network, save_network
 from kdpipe.foundation.randomness import stream
 from kdpipe.stages.checkpoint import remove_checkpoints
+from kdpipe.stages.memorisation import tell_memorisation
 from kdpipe.stages.objectives.configured import ObjectiveSection
+from kdpipe.stages.objectives.correction import Correction
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
@@ -70,6 +72,8 @@ def run(inputs: Inputs, config: DistillConfig, context: Context) -> Path:
     judged = list(zip(places(config.objective, config.shares()), teachers, strict=True))
     require_trust(judged, inputs.data, context.progress, forced=bool(config.trust_teacher))
     _tell_of_default_attack(config.objective, context)
+    if isinstance(config.objective, Correction):
+        tell_memorisation(teachers[0], inputs.data, context.progress, seed=context.seed)
 
     def fresh() -> nn.Module:
         return fresh_student(config, inputs, seed=context.seed, use="distill/peer").module
