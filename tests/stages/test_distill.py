@@ -10,11 +10,13 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.plugins import names
 from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.robustness.intervals import wilson
 from kdpipe.stages.distill import DistillConfig, check, run
 from kdpipe.stages.objectives.configured import PACKAGE, objective_class, parse_objective
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teacher import run as run_teacher
+from kdpipe.stages.teachers import FurtherTeacher
 from kdpipe.stages.training import TrainingConfig, train
 from kdpipe.stages.validation import validate
 from kdpipe.tasks.image_classification import ImageClassification
@@ -253,12 +255,17 @@ def test_every_objective_with_an_attack_teaches_more_robustness_than_the_labels_
 
     short = {"epochs": 8, "batch_size": 64, "learning_rate": 0.1}
     teacher = run_teacher(inputs, TeacherConfig.model_validate({"network": "resnet-8", "objective": "trades", "attack": ATTACK, **short}), folder("teacher"))
+    natural = {"name": "natural", "role": "natural", "network": "resnet-8", "objective": "plain", **short}
+    artifacts = {"teacher": teacher, "teacher-natural": run_teacher(inputs, FurtherTeacher.model_validate(natural).training(), folder("natural"))}
     robustness = {}
-    for name in ("plain", "ard", "iad", "adaad", "mart", "alternating"):
+    for name in ("plain", "ard", "iad", "adaad", "mart", "alternating", "mtard"):
         keys = {} if name == "plain" else {"attack": ATTACK}
+        keys |= {"teachers": [natural]} if name == "mtard" else {}
         config = DistillConfig.model_validate({**TINY, "objective": name, **short, **keys})
-        student = load_network(run(replace(inputs, artifacts={"teacher": teacher}), config, folder(name))).module
+        student = load_network(run(replace(inputs, artifacts=artifacts), config, folder(name))).module
         validation = validate(student, inputs.data.validation, 256, Attack(epsilon=0.1), 179, 0, "test")
         assert validation.clean_accuracy > 0.8, name
         robustness[name] = validation.robust_accuracy
+    count = len(inputs.data.validation)
+    assert wilson(round(robustness["mtard"] * count), count)[0] > wilson(round(robustness["plain"] * count), count)[1], robustness
     assert all(robustness[name] > robustness["plain"] + 0.1 for name in robustness if name != "plain"), robustness
