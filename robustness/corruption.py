@@ -45,6 +45,8 @@ EXTRA = ("speckle-noise", "gaussian-blur-c", "spatter", "saturate")
 SETS: Mapping[str, tuple[str, ...]] = {"standard": STANDARD, "common": COMMON, "extra": EXTRA}
 """What `[evaluate] corruptions` calls them."""
 
+_OF_COLOURS = ("saturate",)
+
 _PACKAGE = "kdpipe.robustness.corruptions"
 
 
@@ -113,6 +115,11 @@ def corrupt(name: str, images: Float32Array, severity: int, *, seed: int, indice
 def corruption_named(name: str, *, at: str = "[evaluate] corruptions") -> Corruption:
     """The plug-in called `name` (`gaussian-noise`, or `package.module:function`); ConfigError with the nearest name where there is none."""
     return cast(Corruption, find(_PACKAGE, name, at=at))
+
+
+def suiting(corruptions: tuple[str, ...], channels: int) -> tuple[str, ...]:
+    """Those of a set that change images of so many channels: `saturate` leaves grey ones as they are, and clean accuracy would count as accuracy under it."""
+    return tuple(name for name in corruptions if channels != 1 or name not in _OF_COLOURS)
 
 
 def separable(images: Float32Array, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> Float32Array:

@@ -15,6 +15,8 @@ from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.predictor import Float32Array, Predictor
 from kdpipe.robustness.calibration import Confidences, brier_figure, confidences, ece_figure, ece_mass_figure, nll_figure, reliability
 from kdpipe.robustness.corruption import SEVERITIES, corrupt
+from kdpipe.robustness.corruption_error import type_figures
+from kdpipe.robustness.corruption_files import CorruptionFiles
 from kdpipe.robustness.crafting import CurvePoint, Replay
 from kdpipe.robustness.intervals import BoolArray, accuracy, mean_accuracy
 from kdpipe.robustness.samples import Int64Array, Samples
@@ -38,7 +40,8 @@ class Subject:
 class Questions:
     """What every model of a build is asked. All indices are sorted, of the judged split.
 
-    `attacked` holds `curve` and `black_box`. `seed`: of noise and of bootstraps.
+    `attacked` holds `curve` and `black_box`. `seed`: of noise and of bootstraps. `files`: where the corrupted images come from
+    instead of being made.
     """
 
     attacked: Int64Array
@@ -48,6 +51,13 @@ class Questions:
     corruptions: tuple[str, ...]
     batch_size: int
     seed: int
+    files: CorruptionFiles | None = None
+
+    def corrupted_images(self, name: str, severity: int, images: Float32Array, indices: Int64Array) -> Float32Array:
+        """The samples at `indices`, whose clean `images` are given, corrupted: from the files where there are any."""
+        if self.files is not None:
+            return self.files.read(name, severity, indices)
+        return corrupt(name, images, severity, seed=self.seed, indices=indices)
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def judge(
         epsilon_curve=_curve_points(predictor, samples, questions, answers.correct, robust, replays, curve),
         corruptions=tuple(CorruptionFigure(name=name, severity=severity, accuracy=accuracy(right)) for (name, severity), right in corrupted.items()),
         corruption_mean=_corruption_mean(list(corrupted.values()), questions.seed),
+        corruption_types=type_figures(corrupted, seed=questions.seed),
         reliability=reliability(answers),
         ece_mass=ece_mass_figure(answers, seed=questions.seed),
         brier=brier_figure(answers, seed=questions.seed),
@@ -188,7 +199,7 @@ def _corrupted_answers(predictor: Predictor, samples: Samples, questions: Questi
     for chosen in batches_of(questions.corrupted, questions.batch_size):
         images = samples.read(chosen)
         for (name, severity), found in parts.items():
-            logits = predictor(corrupt(name, images, severity, seed=questions.seed, indices=chosen))
+            logits = predictor(questions.corrupted_images(name, severity, images, chosen))
             found.append(logits.argmax(axis=1) == samples.labels[chosen])
     return {cell: np.concatenate(found) for cell, found in parts.items()}
 

@@ -41,6 +41,13 @@ class CorruptionFigure(BaseModel, extra="forbid", frozen=True):
     accuracy: Figure
 
 
+class CorruptionTypeFigure(BaseModel, extra="forbid", frozen=True):
+    """One corruption in the mean of its severities. `error`: share of wrong answers, in per cent."""
+
+    name: str
+    error: Figure
+
+
 class EpsilonPoint(BaseModel, extra="forbid", frozen=True):
     """One point of robust accuracy against epsilon; accuracy at 0 is the clean one on the same samples."""
 
@@ -91,6 +98,7 @@ class Scorecard(BaseModel, extra="forbid", frozen=True):
     epsilon_curve: tuple[EpsilonPoint, ...] = ()
     corruptions: tuple[CorruptionFigure, ...] = ()
     corruption_mean: Figure
+    corruption_types: tuple[CorruptionTypeFigure, ...] = Field((), description="error of each corruption over its severities; the worst is the largest")
     reliability: tuple[ReliabilityBin, ...] = ()
     ece_mass: Figure = Field(UNKNOWN, description="the same over 15 bins of equally many samples, per cent")
     brier: Figure = Field(UNKNOWN, description="mean squared distance of the probabilities from the label's one-hot vector, in [0, 2]")

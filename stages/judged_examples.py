@@ -11,7 +11,6 @@ from safetensors.torch import save
 from kdpipe.foundation.files import write_bytes, write_text
 from kdpipe.foundation.predictor import Float32Array, Predictor
 from kdpipe.robustness.calibration import confidences
-from kdpipe.robustness.corruption import corrupt
 from kdpipe.robustness.crafting import Replay
 from kdpipe.robustness.evaluation import Questions
 from kdpipe.robustness.samples import Int64Array, Samples
@@ -66,7 +65,7 @@ def _versions(samples: Samples, questions: Questions, chosen: Int64Array, advers
     if adversarial is not None:
         versions["adversarial"] = adversarial.x_adv[np.searchsorted(adversarial.indices, chosen)]
     for name in questions.corruptions:
-        versions[f"corrupted/{name}"] = corrupt(name, clean, SEVERITY, seed=questions.seed, indices=chosen)
+        versions[f"corrupted/{name}"] = questions.corrupted_images(name, SEVERITY, clean, chosen)
     return versions
 
 

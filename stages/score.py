@@ -18,7 +18,8 @@ from kdpipe.robustness.attacks.method import AttackMethod, Logits, parse_attack
 from kdpipe.robustness.attacks.methods.square import Square
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.attacks.strength import strongest
-from kdpipe.robustness.corruption import SETS, corruption_named
+from kdpipe.robustness.corruption import SETS, corruption_named, suiting
+from kdpipe.robustness.corruption_files import corruption_files, files_digest
 from kdpipe.robustness.crafting import ALONE, CurvePoint, Replay, Work, craft, craft_curve, rescaled
 from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
 from kdpipe.robustness.kept_batches import KeptBatches
@@ -55,8 +56,10 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         None, gt=0, allow_inf_nan=False, description="its radius in the input's value range; absent: that of [distill.attack], else 8/255 (l2: 0.5)"
     )
     attack_samples: int = Field(1000, ge=1, description="test samples that are attacked, stratified, the same for all models; all where there are fewer")
-    corruptions: Literal["standard", "common", "extra"] | tuple[str, ...] = Field(
-        "standard", description="names of corruptions, or a set: 'standard' (six), 'common' (the 15 of CIFAR-10-C), 'extra' (its four more); [] for none"
+    corruptions: str | tuple[str, ...] = Field(
+        "standard",
+        description="names of corruptions, or a set: 'standard' (six), 'common' (the 15 of CIFAR-10-C), 'extra' (its four more), "
+        "or a folder of files in the format of CIFAR-10-C, written with a slash: './CIFAR-10-C'; [] for none",
     )
     corruption_samples: int = Field(1000, ge=1, description="test samples that are corrupted, each at five severities")
     epsilon_curve: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="where accuracy against epsilon is drawn, in multiples of epsilon; [] for no curve")
@@ -81,6 +84,8 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _known_corruptions(cls, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(names, str):
+            if names not in SETS and not _is_folder(names):
+                raise ValueError(f"{names!r} is no set of corruptions: {', '.join(SETS)}; a folder of files is written with a slash, names in brackets")
             return names
         for name in names:
             try:
@@ -102,6 +107,10 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"epsilon = {self.epsilon:g} is not in (0, 1] for linf; 8/255 is 0.0314")
         return self
 
+    def content(self, project: Path) -> dict[str, str]:
+        """For the fingerprint: what the corrupted files hold, where the corruptions are files; ConfigError where they cannot be read."""
+        return {"corruptions": files_digest(project / self.corruptions)} if isinstance(self.corruptions, str) and _is_folder(self.corruptions) else {}
+
     @property
     def strength(self) -> float:
         """The epsilon in use."""
@@ -120,17 +129,20 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         return tuple(self.strength * multiple for multiple in self.epsilon_curve if self.norm == "l2" or self.strength * multiple <= 1)
 
 
-def questions_of(samples: Samples, config: EvaluateConfig, seed: int) -> Questions:
-    """The samples that every model is asked: nested stratified draws of the split, by the project's seed."""
-    corruptions = SETS[config.corruptions] if isinstance(config.corruptions, str) else config.corruptions
+def questions_of(samples: Samples, config: EvaluateConfig, seed: int, project: Path = Path()) -> Questions:
+    """The samples that every model is asked: nested stratified draws of the split, by the project's seed. `project`: where relative paths start."""
+    files = None
+    if isinstance(config.corruptions, str) and _is_folder(config.corruptions):
+        files = corruption_files(project / config.corruptions, samples)
     return Questions(
         attacked=stratified(samples.labels, config.attack_samples, seed=seed),
         curve=stratified(samples.labels, min(config.curve_samples, config.attack_samples), seed=seed),
         black_box=stratified(samples.labels, min(config.square_samples, config.attack_samples), seed=seed),
         corrupted=stratified(samples.labels, config.corruption_samples, seed=seed),
-        corruptions=corruptions,
+        corruptions=_corruptions(config, samples) if files is None else files.names,
         batch_size=config.batch_size,
         seed=seed,
+        files=files,
     )
 
 
@@ -139,7 +151,7 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     subject = config.subject or "student"
     folder, samples = inputs.artifacts["subject"], inputs.data.test
     network = load_network(folder)
-    questions = questions_of(samples, config, context.seed)
+    questions = questions_of(samples, config, context.seed, context.project)
     predictor = TorchPredictor(network.module)
     work = work_of(context)
     with quiet(network.module), channels_last(network.module):
@@ -251,6 +263,16 @@ def _described(network: Network, folder: Path, subject: str) -> Subject:
         parameters=count_parameters(counted.module),
         macs=count_macs(counted.module, spec.contract.shape),
     )
+
+
+def _corruptions(config: EvaluateConfig, samples: Samples) -> tuple[str, ...]:
+    if not isinstance(config.corruptions, str):
+        return config.corruptions
+    return suiting(SETS[config.corruptions], samples.read(np.zeros(1, dtype=np.int64)).shape[1])
+
+
+def _is_folder(corruptions: str) -> bool:
+    return "/" in corruptions or "\\" in corruptions
 
 
 def _without_repetition(names: tuple[str, ...]) -> tuple[str, ...]:

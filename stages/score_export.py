@@ -56,7 +56,7 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     """
     assert inputs.profile is not None, "an export belongs to a target"
     samples = inputs.data.test
-    questions = questions_of(samples, config, context.seed)
+    questions = questions_of(samples, config, context.seed, context.project)
     work = work_of(context)
     files = _files(inputs, config, questions, work)
     judgements: dict[str, Judgement] = {}

@@ -14,6 +14,7 @@ from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network, load_network, save_network
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
 from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.robustness.corruption import SETS
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages.adversarial_files import read_adversarial
 from kdpipe.stages.judged_examples import Examples
@@ -210,18 +211,39 @@ def test_a_split_smaller_than_asked_is_judged_whole(data):
     assert np.isin(questions.curve, questions.attacked).all()
 
 
+def test_a_set_is_its_corruptions_without_those_that_leave_grey_images_as_they_are(data):
+    assert questions_of(data.test, EvaluateConfig(corruptions="common"), 0).corruptions == SETS["common"]
+    assert questions_of(data.test, EvaluateConfig(corruptions="extra"), 0).corruptions == ("speckle-noise", "gaussian-blur-c", "spatter")
+
+
+def test_corrupted_files_are_found_from_the_project_and_count_by_content(tmp_path, data):
+    count = len(data.test)
+    images = np.tile(np.rint(data.test.read(np.arange(count)) * 255).astype(np.uint8).transpose(0, 2, 3, 1), (5, 1, 1, 1))
+    (tmp_path / "corrupted").mkdir()
+    np.save(tmp_path / "corrupted" / "fog.npy", images)
+    np.save(tmp_path / "corrupted" / "labels.npy", np.tile(data.test.labels, 5))
+    config = EvaluateConfig(corruptions="./corrupted", corruption_samples=20)
+    questions = questions_of(data.test, config, 0, tmp_path)
+    assert questions.corruptions == ("fog",)
+    clean = data.test.read(questions.corrupted)
+    np.testing.assert_allclose(questions.corrupted_images("fog", 5, clean, questions.corrupted), clean, atol=0.003)  # 8 bits
+    assert set(config.content(tmp_path)) == {"corruptions"}
+    assert EvaluateConfig().content(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
         ({"attacks": ["pdg-20"]}, ["unknown name 'pdg'", "did you mean 'pgd'"]),
         ({"attacks": ["pgd-0"]}, ["'pgd-0' is not an attack", "steps = 0"]),
         ({"corruptions": ["rain"]}, ["unknown name 'rain'", "known: brightness"]),
+        ({"corruptions": "comon"}, ["'comon' is no set of corruptions: standard, common, extra", "written with a slash"]),
         ({"epsilon": 0}, ["epsilon", "greater than 0"]),
         ({"norm": "linf", "epsilon": 8.0}, ["epsilon = 8 is not in (0, 1]", "8/255 is 0.0314"]),
         ({"epsilon_curve": [-1]}, ["multiples of epsilon lie in"]),
         ({"attack": ["fgsm"]}, ["Extra inputs"]),
     ],
-    ids=["misspelt attack", "no steps", "unknown corruption", "no epsilon", "epsilon in 255ths", "negative multiple", "unknown key"],
+    ids=["misspelt attack", "no steps", "unknown corruption", "unknown set", "no epsilon", "epsilon in 255ths", "negative multiple", "unknown key"],
 )
 def test_bad_settings_are_refused_with_what_is_allowed(keys, words):
     with pytest.raises(ValidationError) as caught:
