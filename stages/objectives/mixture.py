@@ -278,7 +278,8 @@ class Council(nn.Module):
 def _temperature(objective: Objective, progress: float) -> float:
     """That by which the objective softens its teacher, 1 where it has none; of a learned one the present value."""
     given = getattr(objective, "temperature", None)
-    return 1.0 if given is None else float(given.at(progress))
+    value = 1.0 if given is None else given.at(progress)
+    return value.item() if isinstance(value, Tensor) else float(value)
 
 
 def label_logits(labels: Tensor, classes: int) -> Tensor:

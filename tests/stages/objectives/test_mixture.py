@@ -15,6 +15,8 @@ from torch import nn
 from kdpipe.foundation.plugins import find, names
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.classes import InOrder
+from kdpipe.stages.learned import learned_of
+from kdpipe.stages.objectives.adaad import Adaad
 from kdpipe.stages.objectives.configured import as_keys
 from kdpipe.stages.objectives.divergence import kl
 from kdpipe.stages.objectives.kd import Kd
@@ -202,6 +204,37 @@ def test_in_front_of_any_objective_a_council_of_one_and_the_same_teacher_is_that
     assert any(parameter.grad is not None for parameter in together.student.parameters())
     assert all(parameter.grad is None for each in together.teachers for parameter in each.module.parameters())
     assert mixed(objective, Mixture(), OTHER).name == name
+
+
+def test_an_attack_that_goes_through_the_teacher_goes_through_all_of_them(step_of, tiny):
+    objective = mixed(Adaad(attack=ATTACK), Mixture(), OTHER)
+    step = step_of(objective)
+    second = Teacher(tiny(seed=5).module.eval().requires_grad_(False))
+    both = replace(step, teachers=(step.teachers[0], second), _targets={})
+    x = step.x.clone().requires_grad_()
+    council = Council(objective, both, None)
+    (gradient,) = torch.autograd.grad(kl(council(x), torch.zeros(8, 10)), x)
+    with torch.no_grad():
+        other = second.module(x)
+    council.teachers[1] = lambda x: other  # the same answer, without a way through it
+    (without,) = torch.autograd.grad(kl(council(x), torch.zeros(8, 10)), x)
+    assert gradient.abs().max() > 0
+    assert not torch.allclose(gradient, without, rtol=1e-3)
+    assert (objective.attacked(both) - step.x).abs().max() <= 0.1 + 1e-6
+
+
+def test_what_an_objective_learns_beside_the_student_is_learned_in_front_of_a_mixture_too(step_of):
+    kd = Kd.model_validate({"temperature": {"from": 1, "to": 21, "shape": "learned"}, "weighting": "uncertainty"})
+    objective = mixed(kd, Mixture(weights="learned"), OTHER)
+    learned = learned_of(objective)
+    step = step_of(objective)
+    both = replace(step, teachers=step.teachers * 2, _targets={})
+    loss = learned.weighed(learned.bound(objective, 0.5).loss(both), "test")
+    loss.total.backward()
+    assert {"objective/temperature"} == set(learned.schedules)
+    assert learned.positions["objective/temperature"].grad is not None
+    assert step.auxiliary.log_weights.grad is not None
+    assert learned.log_variances.grad[:3].abs().min() > 0
 
 
 def test_each_teacher_is_asked_about_the_clean_batch_once_a_step(step_of):

@@ -11,6 +11,7 @@ from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.objectives.kd import Kd
 from kdpipe.stages.objectives.mtard import Balance, Mtard
 from kdpipe.stages.objectives.objective import Step, Teacher
+from kdpipe.stages.weight_perturbation import perturbed
 
 ATTACK = Attack(epsilon=0.1, steps=3)
 NOWHERE = Attack(epsilon=1e-9, steps=1)
@@ -143,6 +144,15 @@ def test_the_state_is_in_buffers_and_nothing_of_it_is_trained():
     balance = Mtard().auxiliary(None)
     assert sorted(balance.state_dict()) == ["share", "steps", "sums"]
     assert not list(balance.parameters())
+
+
+def test_under_weight_perturbation_a_step_counts_once(step_of, teachers):
+    objective = Mtard(attack=ATTACK)
+    step = step_of(objective, teachers=teachers)
+    x_adv = objective.attacked(step)
+    with perturbed(step.student, lambda: objective.outer(step, x_adv).total, 0.01, remembering=step.auxiliary):
+        objective.outer(step, x_adv)
+    assert step.auxiliary.steps.item() == 1
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(8, dtype=torch.int64), torch.full((8,), 9)], ids=["all zeros", "all nines"])
