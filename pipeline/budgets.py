@@ -12,6 +12,7 @@ from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.steps import Verdict as Verdict
 from kdpipe.robustness.intervals import paired_difference
+from kdpipe.stages.device_quality import spread
 
 MODEL_FORMS = {"model.onnx": ("model.onnx",), "model.xml and model.bin": ("model.xml", "model.bin")}
 """the forms in which a model ships, each with its files"""
@@ -27,6 +28,12 @@ class Budgets(BaseModel, extra="forbid", frozen=True):
         None, ge=0, le=100, description="per cent that the int8 file keeps under the worst of all attacks; the lower 95 % bound counts"
     )
     size_kb: float | None = Field(None, gt=0, description="size of the int8 file in kB (1000 bytes)")
+    device_spread: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="percentage points between the places (runtimes, devices) where the int8 file is most and least accurate; the upper 95 % bound counts",
+    )
     p90_ms: float | None = Field(None, gt=0, description="90th percentile of the latency at batch 1 on the target's device, in ms; the upper 95 % bound counts")
 
 
@@ -65,6 +72,8 @@ def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]
         verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", accuracies, worst=min))
     if budgets.size_kb is not None:
         verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", _sizes(tail), worst=max))
+    if budgets.device_spread is not None:
+        verdicts.append(_verdict("device_spread", target, budgets.device_spread, "points", [_spread(tail), *elsewhere], worst=max))
     if budgets.p90_ms is not None:
         verdicts.append(_verdict("p90_ms", target, budgets.p90_ms, "ms", _p90s(tail), worst=max))
     return verdicts
@@ -100,6 +109,17 @@ def _robust_accuracy(file: Judged) -> _Measured:
     if robust.value is None or robust.low is None:
         return _Measured(None, f"{file.name}: {robust.reason or 'no interval of the accuracy under attack'}")
     return _Measured(robust.low, f"{file.name}: {robust.value:.2f} %, 95 % interval [{robust.low:.2f}, {robust.high:.2f}], n = {robust.n}")
+
+
+def _spread(tail: TargetResults) -> _Measured:
+    """Over every runtime of this host and every device that judged the file."""
+    places = {f"{file.card.runtime or file.name} on this host": file.correct["clean"] for file in tail.files if "clean" in file.correct}
+    places |= {it.name: it.correct for it in tail.on_devices}
+    if len(places) < 2:
+        return _Measured(None, "the file was judged in one place only: name [targets.NAME] device or accuracy_on")
+    best, worst, difference = spread(places)
+    told = f"{best} minus {worst}: {difference.value:.2f} points, 95 % interval [{difference.low:.2f}, {difference.high:.2f}], paired, n = {difference.n}"
+    return _Measured(difference.high, f"{len(places)} places; {told}")
 
 
 def _sizes(tail: TargetResults) -> list[_Measured]:

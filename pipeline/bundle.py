@@ -1,6 +1,6 @@
 """The bundle: the folder that is handed over, `dist/<project>/<target>/`, with the model file, its contract and its evidence.
 
-Equal builds give equal bytes in `model.onnx` (`model.xml`, `model.bin`), `contract.json`, `scorecard.json` and `predict.py`.
+Equal builds give equal bytes in `model.onnx` (`model.xml`, `model.bin`), `contract.json`, `scorecard.json`, `answers.npz` and `predict.py`.
 What was timed differs from run to run: `bench.json`, `report.html`, and with their digests `manifest.json`.
 """
 
@@ -12,11 +12,13 @@ from pathlib import Path
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import told_disk_errors, write_bytes, write_json, write_text
+from kdpipe.pipeline.answers import ANSWERS_FILE, shipped_answers
 from kdpipe.pipeline.budgets import MODEL_FORMS, Verdict
 from kdpipe.pipeline.manifest import MANIFEST_FILE, manifest
 from kdpipe.pipeline.report.render import write_report
 from kdpipe.pipeline.results import read_results
 from kdpipe.pipeline.steps import BuildResult
+from kdpipe.stages.device_quality import QUALITY_FILE, DeviceQualities
 
 
 def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], destination: Path) -> Path:
@@ -35,7 +37,11 @@ def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], d
                 write_bytes(folder / name, (tail.export / name).read_bytes())
         judged = [it for it in results.judged if it.target in (None, target)]
         write_json(folder / "scorecard.json", {"scorecards": [it.card.model_dump(mode="json") for it in judged]})
+        write_bytes(folder / ANSWERS_FILE, shipped_answers(build.results[f"score-export@{target}"].folder))
         write_text(folder / "bench.json", tail.bench.model_dump_json(indent=2) + "\n")
+        if tail.on_devices:
+            qualities = DeviceQualities(qualities=tuple(it.quality for it in tail.on_devices))
+            write_text(folder / QUALITY_FILE, qualities.model_dump_json(indent=2) + "\n")
         write_bytes(folder / "predict.py", files("kdpipe.pipeline").joinpath("predict.py").read_bytes())
         write_report(build, verdicts, folder / "report.html", target)
         write_json(folder / MANIFEST_FILE, manifest(build, target, folder))

@@ -14,6 +14,7 @@ import typer
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
 from kdpipe.pipeline.data_commands import data
+from kdpipe.pipeline.device_commands import bench, devices
 from kdpipe.pipeline.printing import print_json as _print_json
 from kdpipe.pipeline.printing import print_table as _print_table
 from kdpipe.pipeline.printing import table as _table
@@ -36,6 +37,8 @@ app = typer.Typer(
 cache = typer.Typer(help="The store of finished steps: list it, clean it up.")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
+app.add_typer(devices, name="devices")
+app.command()(bench)
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="A target to build for; repeat for several.", show_default="all of kdpipe.toml")]
@@ -205,6 +208,114 @@ def report(project: Project = Path(), target: Targets = None, settings: Settings
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A bundle's folder, or a project's.")],
+    b: Annotated[Path, typer.Argument(help="What is compared with it: every difference is B less A.")],
+    margin: Annotated[float, typer.Option("--margin", help="Percentage points that B may lose.")] = 0.0,
+    target: Annotated[str | None, typer.Option("--target", help="Compare this target alone.", show_default="all that both have")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two int8 files on the same samples, with paired 95 % intervals; exit 3 on a regression beyond the margin."""
+    from kdpipe.pipeline.comparing import compare as compared
+    from kdpipe.pipeline.comparison_table import as_json_value, shown
+
+    comparisons = compared(a, b, margin=margin, target=target)
+    if as_json:
+        _print_json(as_json_value(comparisons))
+    else:
+        for each in comparisons:
+            title, rows, verdict = shown(each)
+            print(title)
+            _print_table(rows)
+            print(verdict)
+    raise typer.Exit(max(each.exit_code for each in comparisons))
+
+
+@app.command()
+def samples(
+    half_width: Annotated[float | None, typer.Option("--half-width", help="Half the width of the 95 % interval, in percentage points.")] = None,
+    rate: Annotated[float, typer.Option("--rate", help="The accuracy that is expected, as a share.")] = 0.5,
+    difference: Annotated[float | None, typer.Option("--difference", help="Percentage points by which two models are to be told apart.")] = None,
+    discordant: Annotated[float, typer.Option("--discordant", help="Share of samples that only one of the two models gets right.")] = 0.05,
+    power: Annotated[float, typer.Option("--power", help="Chance that the difference is found.")] = 0.8,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tell how many test samples a claim needs: an interval of a wanted width, or two models told apart at 95 %."""
+    from kdpipe.robustness.sample_size import samples_for_difference, samples_for_half_width, samples_for_unpaired_difference
+
+    if half_width is None and difference is None:
+        raise ConfigError("nothing was asked", at="kdpipe samples", do="give --half-width 1.0, or --difference 1.0, in percentage points")
+    found: dict[str, int] = {}
+    if half_width is not None:
+        found["half_width"] = samples_for_half_width(half_width / 100, rate)
+    if difference is not None:
+        found["paired_difference"] = samples_for_difference(difference / 100, discordant, power=power)
+        found["unpaired_difference_each"] = samples_for_unpaired_difference(difference / 100, rate, power=power)
+    if as_json:
+        _print_json(found)
+        return
+    if half_width is not None:
+        print(f"±{half_width:g} points at {100 * rate:g} %: {found['half_width']:,} samples")
+    if difference is not None:
+        told = f"{difference:g} points between two models, found in {100 * power:g} of 100 cases"
+        print(f"{told}: {found['paired_difference']:,} samples where {100 * discordant:g} % are right in one model alone, judged by both models")
+        print(f"the same on two separate sets at {100 * rate:g} %: {found['unpaired_difference_each']:,} samples each")
+
+
+@app.command("eval")
+def evaluate(
+    subject: Annotated[Path, typer.Argument(help="A bundle's folder, a folder with network.json, or an .onnx file with contract.json beside it.")],
+    project: Annotated[
+        Path | None, typer.Option("--project", help="The project whose test split and [evaluate] count.", show_default="the one around SUBJECT")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Other data: a built-in name, an .npz, a folder of class folders.", show_default=False)] = None,
+    attacks: Annotated[
+        str | None, typer.Option("--attacks", help="By commas: autoattack,pgd-20; '' for none.", show_default="the bundle's or project's own, else fgsm,pgd-20")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Test samples that are attacked, and corrupted.", show_default="as above, else 1000")] = None,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf or l2.", show_default="as above, else linf")] = None,
+    epsilon: Annotated[float | None, typer.Option("--epsilon", help="In the data's value range, [0, 1].", show_default="as above, else 8/255; l2: 0.5")] = None,
+    corruptions: Annotated[
+        str | None, typer.Option("--corruptions", help="By commas, or standard; '' for none.", show_default="as above, else standard")
+    ] = None,
+    decision_queries: Annotated[
+        int | None, typer.Option("--decision-queries", min=0, help="Of the attack on files that asks for the class alone.", show_default="500 for files")
+    ] = None,
+    runtime: Annotated[list[str] | None, typer.Option("--runtime", help="Where a file is run; repeat for several.", show_default="the target's")] = None,
+    contract: Annotated[Path | None, typer.Option("--contract", help="The file's contract.", show_default="contract.json beside it")] = None,
+    surrogate: Annotated[
+        list[Path] | None, typer.Option("--surrogate", help="A network's folder that lends its gradients; repeat.", show_default="the project's")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Keep finished batches here until all is done.", show_default="the project's work")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the scorecard as one HTML file.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of samples and noise.", show_default="as above, else 0")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Judge a bundle, a network or any ONNX classifier: the scorecard, under attack, with its intervals and its doubts."""
+    from kdpipe.pipeline.evaluating import evaluate as judged
+    from kdpipe.pipeline.evaluation_basis import Asked
+    from kdpipe.pipeline.evaluation_table import as_json_value, figures_table, notes
+    from kdpipe.pipeline.progress import progress_for
+
+    asked = Asked(project, data, _listed(attacks), n, norm, epsilon, _listed(corruptions), decision_queries, seed)
+    with progress_for(as_json=as_json) as progress:
+        result = judged(
+            subject, asked=asked, contract=contract, runtimes=runtime or (), surrogates=surrogate or (), resume=resume, report=report, progress=progress
+        )
+    if as_json:
+        _print_json(as_json_value(result))
+        return
+    _print_table(figures_table(result))
+    for note in notes(result):
+        print(note)
+    if report:
+        print(f"report: {report}")
+
+
+@app.command()
 def verify(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.", show_default="every artifact of the project's store")] = None,
     project: Project = Path(),
@@ -304,6 +415,11 @@ def _show_build(result: "BuildResult") -> None:
         print(f"bundle {target}: {path}")
     if result.report:
         print(f"report: {result.report}")
+
+
+def _listed(names: str | None) -> tuple[str, ...] | None:
+    """What stands between commas; `''` is nothing, which is not the same as not asked."""
+    return None if names is None else tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def _existing(project: Path) -> Path:

@@ -20,6 +20,7 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.intervals import BoolArray
 from kdpipe.robustness.scorecard import Scorecard
+from kdpipe.stages.device_quality import CORRECT_FILE, QUALITY_FILE, DeviceQualities, DeviceQuality
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Examples
 from kdpipe.stages.parity import PARITY_FILE, Parity
 from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
@@ -74,6 +75,21 @@ class TargetResults:
     quantization: Outcome | None
     parity: Parity | None
     bench: Bench | None
+    on_devices: tuple["JudgedThere", ...] = ()
+    """the int8 file's accuracy on further machines"""
+
+
+@dataclass(frozen=True)
+class JudgedThere:
+    """The int8 file on a device: the figures, and which test samples were right, (n,)."""
+
+    quality: DeviceQuality
+    correct: BoolArray
+
+    @property
+    def name(self) -> str:
+        """`onnxruntime on pi`."""
+        return f"{self.quality.runtime.split()[0]} on {self.quality.device.name}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +167,16 @@ def _target(build: BuildResult, target: str) -> TargetResults:
         read_model(qat / QUANTIZATION_FILE, Outcome) if qat else None,
         read_model(export / PARITY_FILE, Parity) if export else None,
         read_model(bench / "bench.json", Bench) if bench else None,
+        _on_devices(bench) if bench else (),
     )
+
+
+def _on_devices(bench: Path) -> tuple[JudgedThere, ...]:
+    if not (bench / QUALITY_FILE).is_file():
+        return ()  # the target names no device
+    arrays = _arrays(bench / CORRECT_FILE)
+    qualities = read_model(bench / QUALITY_FILE, DeviceQualities).qualities
+    return tuple(JudgedThere(it, arrays[f"{it.device.name}/{it.runtime}/clean"]) for it in qualities)
 
 
 def _judged(folder: Path, target: str | None) -> Judged:

@@ -58,8 +58,8 @@ class BenchConfig(BaseModel, extra="forbid", frozen=True):
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One comparison: what its figures are measured with."""
+class Setting:
+    """What a comparison's figures are measured with. `runtime_name`: `onnxruntime 1.32.0 CPU`."""
 
     id: str
     need: RuntimeNeed
@@ -69,6 +69,7 @@ class _Case:
 
     @property
     def title(self) -> str:
+        """For messages: `onnxruntime, batch 1, 2 threads`."""
         return f"{self.need.name}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
@@ -170,14 +171,14 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
     )
 
 
-def _cases(profile: Profile, config: BenchConfig, facts: DeviceFacts, device: Device) -> Iterator[_Case]:
+def _cases(profile: Profile, config: BenchConfig, facts: DeviceFacts, device: Device) -> Iterator[Setting]:
     batches = (profile.static_batch,) if profile.batch == "static" else config.batches or profile.bench.batches
     threads = sorted({facts.cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
     for need in profile.runtimes:
         name = f"{need.name} {_version(need, profile, facts, device)} CPU"
         for batch in sorted(set(batches)):
             for count in threads:
-                yield _Case(f"{need.name}/batch-{batch}/threads-{count}", need, name, batch, count)
+                yield Setting(f"{need.name}/batch-{batch}/threads-{count}", need, name, batch, count)
 
 
 def _version(need: RuntimeNeed, profile: Profile, facts: DeviceFacts, device: Device) -> str:
@@ -192,7 +193,7 @@ def _samples(test: Split, largest_batch: int) -> Float32Array:
     return test.read(np.linspace(0, len(test) - 1, count).astype(np.int64))
 
 
-def _request(case: _Case, profile: Profile, config: BenchConfig, seconds: float, export: Path, inputs: Path) -> BenchRequest:
+def _request(case: Setting, profile: Profile, config: BenchConfig, seconds: float, export: Path, inputs: Path) -> BenchRequest:
     names = (*FILES.items(), (_AGAIN, FILES["float"]))
     comparison = ComparisonRequest(
         id=case.id,
@@ -214,7 +215,7 @@ def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
     return watched(device.ask("bench", request, limit_seconds=limit), device=device.name)
 
 
-def _summary(case: _Case, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[str]]:
+def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[str]]:
     windows: dict[str, latency.Windows] = {}
     warnings = []
     for message in messages:
@@ -224,34 +225,35 @@ def _summary(case: _Case, messages: Iterable[Message], seed: int) -> tuple[list[
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
     models = latency.measured(windows, numpy_stream(seed, f"bench/{case.id}"))
-    figures = [_latency(case, name, models[name], models["float"]) for name in get_args(ModelName)]
+    figures = [latency_figure(case, name, models[name], models["float"] if name != "float" else None) for name in get_args(ModelName)]
     again = latency.ratio_of(models[_AGAIN], models["float"])
     check = NoiseCheck(runtime=case.runtime_name, batch=case.batch, threads=case.threads, ratio=again)
     said = latency.noise_warning(again, case.title), latency.drift_warning(windows["float"], case.title)
     return figures, check, warnings + [line for line in said if line]
 
 
-def _latency(case: _Case, name: ModelName, model: latency.Measured, baseline: latency.Measured) -> Latency:
+def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None) -> Latency:
+    """All that is told of one model's samples; its ratio to `baseline`, None: it is the baseline."""
     histogram = latency.histogram_of(model.samples)
     p50, p90, p95, p99 = (latency.percentile_of(model, percentile) for percentile in latency.PERCENTILES)
     return Latency(
         model=name,
-        runtime=case.runtime_name,
-        batch=case.batch,
-        threads=case.threads,
+        runtime=setting.runtime_name,
+        batch=setting.batch,
+        threads=setting.threads,
         runs=len(model.samples),
         p50=p50,
         p90=p90,
         p95=p95,
         p99=p99,
-        samples_per_second=latency.samples_per_second(model.samples, case.batch),
+        samples_per_second=latency.samples_per_second(model.samples, setting.batch),
         histogram_edges_ms=histogram.edges_ms,
         histogram_counts=histogram.counts,
-        ratio_to_float=None if name == "float" else latency.ratio_of(model, baseline),
+        ratio_to_float=None if baseline is None else latency.ratio_of(model, baseline),
     )
 
 
-def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device, cases: Iterable[_Case]) -> Iterator[Start]:
+def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device, cases: Iterable[Setting]) -> Iterator[Start]:
     names = {case.need.name: case.runtime_name for case in cases}
     pairs = [(need, model) for need in profile.runtimes for model in FILES]
     for need, model in context.progress(pairs, f"cold start {profile.name}", total=len(pairs), unit="process"):
@@ -260,7 +262,7 @@ def _starts(profile: Profile, config: BenchConfig, context: Context, export: Pat
         yield cold_start(device, model, request, runtime_name=names[need.name], times=config.starts)
 
 
-def _energy(profile: Profile, cases: Iterable[_Case], seconds: float, export: Path, inputs: Path, device: Device) -> tuple[tuple[Energy, ...], str | None]:
+def _energy(profile: Profile, cases: Iterable[Setting], seconds: float, export: Path, inputs: Path, device: Device) -> tuple[tuple[Energy, ...], str | None]:
     """At the smallest batch with one thread, in each runtime; or why not."""
     found: list[Energy] = []
     for case in {case.need.name: case for case in sorted(cases, key=lambda case: (-case.batch, -case.threads))}.values():

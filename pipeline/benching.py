@@ -1,0 +1,297 @@
+"""`kdpipe bench` as a function: finished bundles on devices. One file in many places, and several files against each other in one."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from kdpipe.foundation.errors import ConfigError
+from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.pipeline.config import read_devices
+from kdpipe.pipeline.device_records import keep, record_of
+from kdpipe.pipeline.device_setup import require_device, seen_now_from
+from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
+from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
+from kdpipe.pipeline.manifest import MANIFEST_FILE
+from kdpipe.robustness.intervals import BoolArray
+from kdpipe.stages.bench import Setting, latency_figure
+from kdpipe.stages.device_quality import DeviceQuality, judged_on, spread
+from kdpipe.stages.stage import Progress
+from kdpipe.targets import latency
+from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.cold_start import cold_start
+from kdpipe.targets.devices.device import Device, require_runtime_there
+from kdpipe.targets.devices.local import LocalDevice
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, ModelFile, StartRequest, Windows
+from kdpipe.targets.energy import energy
+from kdpipe.targets.measurements import DeviceFacts, Energy, Latency, Percentile, Start
+from kdpipe.targets.profile import Profile, RuntimeNeed
+
+HOST = "host"
+MODEL_FILE = "model.onnx"
+
+_AGAIN = "\0again"  # the first bundle once more: what equal files differ by; no folder has such a name
+_PERCENTILE = 90
+_WARMUP_SECONDS = 1.0
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller names. `devices`: names of the project's `[devices]`, or `host`; `project`, `data` None: the first bundle's."""
+
+    devices: tuple[str, ...] = (HOST,)
+    project: Path | None = None
+    data: str | None = None
+    seconds: float = 10.0
+    batch: int = 1
+    threads: int = 1
+
+
+class BundleQuality(BaseModel, extra="forbid", frozen=True):
+    """A bundle's accuracy in one runtime on one device."""
+
+    bundle: str
+    quality: DeviceQuality
+
+
+class BundleSpread(BaseModel, extra="forbid", frozen=True):
+    """How far apart the accuracies of one file lie: the best place minus the worst, in points, with a paired 95 % interval."""
+
+    bundle: str
+    places: int
+    best: str
+    worst: str
+    value: float
+    low: float
+    high: float
+
+
+class BundleLatency(BaseModel, extra="forbid", frozen=True):
+    """A bundle's latency; `ratio_to_first`: p50 over the first bundle's, paired windows, None for that one."""
+
+    bundle: str
+    device: str
+    latency: Latency
+    ratio_to_first: Percentile | None
+
+
+class BundleStart(BaseModel, extra="forbid", frozen=True):
+    """A bundle in a fresh process."""
+
+    bundle: str
+    device: str
+    start: Start
+
+
+class BundleEnergy(BaseModel, extra="forbid", frozen=True):
+    """A bundle's energy."""
+
+    bundle: str
+    device: str
+    energy: Energy
+
+
+class Benched(BaseModel, extra="forbid", frozen=True):
+    """Everything that was measured; `not_measured`: what was not, each with its reason."""
+
+    devices: tuple[DeviceFacts, ...]
+    accuracies: tuple[BundleQuality, ...]
+    spreads: tuple[BundleSpread, ...]
+    latencies: tuple[BundleLatency, ...]
+    starts: tuple[BundleStart, ...]
+    energies: tuple[BundleEnergy, ...]
+    not_measured: tuple[str, ...] = Field(())
+    warnings: tuple[str, ...] = Field(())
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    name: str
+    model: Path
+    profile: Profile
+
+
+@dataclass
+class _Found:
+    """What comes together while devices are measured one after the other."""
+
+    devices: list[DeviceFacts]
+    accuracies: list[BundleQuality]
+    correct: dict[str, dict[str, BoolArray]]
+    """bundle to place to which samples were right"""
+    latencies: list[BundleLatency]
+    starts: list[BundleStart]
+    energies: list[BundleEnergy]
+    not_measured: list[str]
+    warnings: list[str]
+
+
+def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
+    """Every bundle on every device: accuracy over the whole test split, and where the device's time counts, latency, start and energy.
+
+    Bundles are measured in interleaved windows, the first one twice. Raises ConfigError for bundles that cannot be
+    compared or a device that is not there, UnavailableError where a device is not reached or cannot be believed.
+    """
+    basis = basis_of(bundles[0], BasisAsked(project=asked.project, data=asked.data))
+    chosen = _bundles(bundles, basis)
+    project = asked.project or basis.project or Path()
+    found = _Found([], [], {bundle.name: {} for bundle in chosen}, [], [], [], [], [])
+    for name in dict.fromkeys(asked.devices):
+        device = _device(name, project)
+        with device.connected():
+            facts = device.facts()
+            if name != HOST:
+                _tell_changes(project, name, facts, progress)
+            found.devices.append(facts)
+            _accuracies(device, facts, chosen, basis, progress, found)
+            _times(device, facts, chosen, basis, asked, progress, found)
+    return Benched(
+        devices=tuple(found.devices),
+        accuracies=tuple(found.accuracies),
+        spreads=tuple(_spreads(found)),
+        latencies=tuple(found.latencies),
+        starts=tuple(found.starts),
+        energies=tuple(found.energies),
+        not_measured=tuple(found.not_measured),
+        warnings=tuple(found.warnings),
+    )
+
+
+def _bundles(folders: Sequence[Path], basis: Basis) -> list[_Bundle]:
+    """The bundles, under names that tell them apart. ConfigError where one is none, or was judged on other data than the first."""
+    made, seen = [], set()
+    for folder in folders:
+        if not (folder / MANIFEST_FILE).is_file():
+            raise ConfigError("no bundle here", at=folder, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET")
+        bundle = read_bundle(folder)
+        if basis.bundle is not None and bundle.data != basis.bundle.data:
+            raise ConfigError("it was built on other data than the first bundle", at=folder, do="measure it by itself")
+        profile = Profile.model_validate(bundle.values["targets"][bundle.target]["profile"])
+        name = f"{bundle.project}/{bundle.target}"
+        name = name if name not in seen else str(folder)
+        if name in seen:
+            raise ConfigError("the same bundle twice", at=folder, do="name it once; the first one is measured twice by itself")
+        seen.add(name)
+        made.append(_Bundle(name, folder / MODEL_FILE, profile))
+    return made
+
+
+def _device(name: str, project: Path) -> Device:
+    if name == HOST and HOST not in read_devices(project):
+        return LocalDevice()
+    return require_device(project, name).device(name, project)
+
+
+def _tell_changes(project: Path, name: str, facts: DeviceFacts, progress: Progress) -> None:
+    settings = require_device(project, name)
+    record = record_of(project, name, settings)
+    for change in seen_now_from(record.facts, facts) if record else ():
+        progress.say(f"device {name} changed since it was last reached: {change}")
+    keep(project, name, settings, facts)
+
+
+def _accuracies(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, progress: Progress, found: _Found) -> None:
+    for bundle in bundles:
+        for judged in judged_on(device, facts, bundle.model, bundle.profile.runtimes, basis.data.test, progress, hint=bundle.profile.bench.hint):
+            found.accuracies.append(BundleQuality(bundle=bundle.name, quality=judged.quality))
+            found.correct[bundle.name][f"{judged.quality.runtime.split()[0]} on {device.name}"] = judged.correct
+
+
+def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, asked: Asked, progress: Progress, found: _Found) -> None:
+    measurable = []
+    for bundle in bundles:
+        reason = device.no_latency or bundle.profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        if reason is None:
+            measurable.append(bundle)
+        else:
+            found.not_measured.append(f"latency of {bundle.name} on {device.name}: {reason}")
+    test = basis.data.test
+    samples = test.read(np.linspace(0, len(test) - 1, min(len(test), max(_SAMPLES, 8 * asked.batch))).astype(np.int64))
+    comparisons = list(_comparisons(measurable, facts, asked))
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.npy"
+        np.save(inputs, samples)
+        for setting, together in progress(comparisons, f"latency on {device.name}", total=len(comparisons), unit="comparison"):
+            _compared(device, setting, together, inputs, asked, basis.seed, found)
+            _started(device, setting, together, inputs, found)
+            _energy(device, setting, together, inputs, asked, found)
+
+
+def _comparisons(bundles: Sequence[_Bundle], facts: DeviceFacts, asked: Asked) -> Iterator[tuple[Setting, list[_Bundle]]]:
+    """Bundles that run in the same runtime with the same batch are measured together."""
+    groups: dict[tuple[str, int], list[tuple[_Bundle, RuntimeNeed]]] = {}
+    for bundle in bundles:
+        batch = bundle.profile.static_batch if bundle.profile.batch == "static" else asked.batch
+        for need in bundle.profile.runtimes:
+            groups.setdefault((need.name, batch), []).append((bundle, need))
+    for (runtime, batch), members in groups.items():
+        versions = [require_runtime_there(facts, need.name, need.versions, at=bundle.name) for bundle, need in members]
+        identity = f"{runtime}/batch-{batch}/threads-{asked.threads}"
+        yield Setting(identity, members[0][1], f"{runtime} {versions[0]} CPU", batch, asked.threads), [bundle for bundle, _ in members]
+
+
+def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, asked: Asked, seed: int, found: _Found) -> None:
+    models = (*(ModelFile(name=bundle.name, path=bundle.model) for bundle in bundles), ModelFile(name=_AGAIN, path=bundles[0].model))
+    hint = bundles[0].profile.bench.hint
+    comparison = ComparisonRequest(
+        id=setting.id, runtime=setting.need.name, threads=setting.threads, batch=setting.batch, hint=hint, inputs=inputs, models=models
+    )
+    limit = max(60.0, 4 * asked.seconds)
+    request = BenchRequest(
+        comparisons=(comparison,), seconds=asked.seconds, runs=latency.runs_needed(_PERCENTILE), warmup_seconds=_WARMUP_SECONDS, limit_seconds=limit
+    )
+    windows: dict[str, latency.Windows] = {}
+    where = f"device {device.name}, {setting.title}"
+    for message in watched(device.ask("bench", request, limit_seconds=2 * limit + 60), device=device.name):
+        if isinstance(message, Windows):
+            windows[message.model] = tuple(np.array(window, dtype=np.int64) for window in message.ns)
+        elif isinstance(message, ComparisonDone) and not all(message.warm.values()):
+            found.warnings.append(f"{where}: not stable when the warm-up ended")
+    measured = latency.measured(windows, numpy_stream(seed, f"bench/{setting.id}"))
+    first = measured[bundles[0].name]
+    for bundle in bundles:
+        ratio = None if bundle is bundles[0] else latency.ratio_of(measured[bundle.name], first)
+        figure = latency_figure(setting, "int8", measured[bundle.name], None)
+        found.latencies.append(BundleLatency(bundle=bundle.name, device=device.name, latency=figure, ratio_to_first=ratio))
+    said = latency.noise_warning(latency.ratio_of(measured[_AGAIN], first), where), latency.drift_warning(windows[bundles[0].name], where)
+    found.warnings += [line.replace("the float model", bundles[0].name) for line in said if line]
+
+
+def _started(device: Device, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, found: _Found) -> None:
+    for bundle in bundles:
+        request = StartRequest(
+            runtime=setting.need.name, model=bundle.model, threads=setting.threads, batch=setting.batch, hint=bundle.profile.bench.hint, inputs=inputs
+        )
+        start = cold_start(device, "int8", request, runtime_name=setting.runtime_name, times=3)
+        found.starts.append(BundleStart(bundle=bundle.name, device=device.name, start=start))
+
+
+def _energy(device: Device, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, asked: Asked, found: _Found) -> None:
+    for bundle in bundles:
+        request = EnergyRequest(
+            runtime=setting.need.name,
+            threads=setting.threads,
+            batch=setting.batch,
+            hint=bundle.profile.bench.hint,
+            inputs=inputs,
+            models=(ModelFile(name="int8", path=bundle.model),),
+            seconds=min(2.0, max(0.2, asked.seconds / 10)),
+        )
+        measured = energy(device, request, ("int8",), runtime_name=setting.runtime_name)
+        if isinstance(measured, str):
+            line = f"energy on {device.name}: {measured}"
+            if line not in found.not_measured:
+                found.not_measured.append(line)
+            return
+        found.energies += [BundleEnergy(bundle=bundle.name, device=device.name, energy=it) for it in measured]
+
+
+def _spreads(found: _Found) -> Iterator[BundleSpread]:
+    for bundle, correct in found.correct.items():
+        if len(correct) > 1:
+            best, worst, difference = spread(correct)
+            yield BundleSpread(bundle=bundle, places=len(correct), best=best, worst=worst, value=difference.value, low=difference.low, high=difference.high)
