@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
+import noisy_labels_section
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 
@@ -40,6 +43,7 @@ def page() -> str:
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if path.is_file():
             parts.append(_section(title, json.loads(path.read_text())))
+    parts += noisy_labels_section.sections(ROOT / "benchmarks" / "results" / "noisy")
     for name, (title, command) in _FIGURES.items():
         path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"
         if path.is_file():
