@@ -24,6 +24,7 @@ from kdpipe.stages.objectives.configured import ObjectiveSection
 from kdpipe.stages.objectives.mixture import Mixture
 from kdpipe.stages.objectives.objective import Objective
 from kdpipe.stages.schedule import Scheduled
+from kdpipe.stages.target_cache import TargetCache
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teachers import FurtherTeacher
 from kdpipe.stages.training import TrainingConfig
@@ -56,6 +57,7 @@ def option_tables(stages: Mapping[str, StageModule]) -> str:
     parts.append(
         f"### `[teacher.awp]`, `[distill.awp]`, `[prune.awp]`, `[qat.awp]`\n\nAdversarial weight perturbation.\n\n{_table(WeightPerturbation.model_fields)}"
     )
+    parts.append(f"### `[distill.cache]`\n\nChanges how long a training takes, and nothing in its result.\n\n{_table(TargetCache.model_fields)}")
     return "\n".join(parts)
 
 

@@ -32,7 +32,7 @@ _FULL_BELOW_BYTES = 1 << 20
 def run_plan(plan: Plan, stages: Mapping[str, StageModule], store: Store, progress: Progress) -> dict[str, StepResult]:
     """The results of all steps by name, in order. Raises what a stage raises; finished steps stay in the store whatever happens."""
     run = _Run(plan, stages, store, progress)
-    with _torch_settings(plan.threads):
+    with torch_settings(plan.threads):
         try:
             for planned in plan.steps:
                 run.result(planned)
@@ -122,7 +122,7 @@ class _Run:
     def _run_stage(self, planned: PlannedStep, inputs: Mapping[str, Path]) -> Artifact:
         step, config = planned.step, self.plan.config
         folder = self.store.work(step.fingerprint)
-        context = Context(folder, config.project, config.seed, self.plan.threads, self.progress)
+        context = Context(folder, config.project, config.seed, self.plan.threads, self.progress, config.sections["distill"].cache)
         artifacts = {**inputs, "subject": next(iter(inputs.values()))} if step.stage == "score" else dict(inputs)
         profile = planned.target.profile if planned.target else None
         self.progress.say(f"{step.name}: {'; '.join(planned.why) or 'its artifact is gone'}")
@@ -139,7 +139,7 @@ class _Run:
 
 
 @contextmanager
-def _torch_settings(threads: int) -> Iterator[None]:
+def torch_settings(threads: int) -> Iterator[None]:
     """Threads and determinism for a build, put back afterwards: an algorithm that is not deterministic is refused, not run."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     switches: Any = torch.utils.deterministic  # a module that is an object: its switch has no type

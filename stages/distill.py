@@ -16,6 +16,7 @@ from kdpipe.stages.objectives.correction import Correction
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.target_cache import TargetCache
 from kdpipe.stages.teachers import FurtherTeacher, places, require_usable, teaching
 from kdpipe.stages.training import CHECKPOINTS, TrainingConfig, train, write_history
 from kdpipe.stages.trust import require_trust
@@ -33,6 +34,7 @@ class DistillConfig(ObjectiveSection, TrainingConfig, extra="forbid", frozen=Tru
     student_arguments: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of the student's factory")
     teachers: tuple[FurtherTeacher, ...] | None = Field(None, description="further teachers beside [teacher], each a table [[distill.teachers]]; absent: none")
     mixture: Mixture | None = Field(None, description="how several teachers become one, a table of its own; absent: equal weights")
+    cache: TargetCache | None = Field(None, description="teachers' logits on clean samples are kept on the disk, a table of its own; absent: in memory")
     trust_teacher: bool | None = Field(None, description="true: learn even from a teacher that is right no more often than chance; absent: refuse")
 
     @model_validator(mode="after")
@@ -49,8 +51,8 @@ class DistillConfig(ObjectiveSection, TrainingConfig, extra="forbid", frozen=Tru
         return tuple(teacher.share() for teacher in self.further_teachers())
 
     def identity(self) -> dict[str, Any]:
-        """What of the section decides the student: how a further teacher is trained does so through its own step."""
-        return {**self.model_dump(mode="json"), "teachers": [share.model_dump(mode="json") for share in self.shares()] or None}
+        """What of the section decides the student: how a further teacher is trained does so through its own step, and the cache not at all."""
+        return {**self.model_dump(mode="json"), "teachers": [share.model_dump(mode="json") for share in self.shares()] or None, "cache": None}
 
 
 def check(sections: Mapping[str, Any], inputs: Inputs) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from kdpipe.stages.target_cache import TargetCache
 from kdpipe.targets.profile import Profile
 from kdpipe.tasks.data.splits import DataSplits
 from kdpipe.tasks.task import Task
@@ -43,6 +44,7 @@ class Context:
 
     After a kill the same folder is handed in again, with all it held: a training finds its checkpoint there, and
     removes it when it ends. `project`: what relative paths of the configuration are relative to. `threads`: torch threads in use.
+    `target_cache`: how teachers' logits are kept between trainings; None where they are not.
     """
 
     folder: Path
@@ -50,3 +52,4 @@ class Context:
     seed: int
     threads: int
     progress: Progress
+    target_cache: TargetCache | None = None

@@ -34,6 +34,7 @@ from kdpipe.stages.objectives.configured import as_keys
 from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher
 from kdpipe.stages.schedule import LearningRateSchedule, learning_rate
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.target_cache import FOLDER, Table, identity_of
 from kdpipe.stages.validation import Validation, validate
 from kdpipe.stages.weight_perturbation import WeightPerturbation, perturbed
 from kdpipe.tasks.data.batches import Batch, batches, number_of_batches
@@ -146,7 +147,7 @@ def train(
     if objective.uses_teacher and not teachers:
         raise ConfigError(f"objective {objective.name!r} needs a teacher", at=label, do="choose an objective without one: plain, at, trades")
     with channels_last(network.module, *(one.module for one in teachers)), quiet(*(one.module for one in teachers)):
-        run = _prepared(network.module, objective, tuple(one.module for one in teachers), inputs, config, context, label, fresh)
+        run = _prepared(network.module, objective, teachers, inputs, config, context, label, fresh)
         folder = CheckpointFolder(context.folder / CHECKPOINTS / label, _identity(network, objective, teachers, inputs, config, context, label))
         found = folder.newest(context.progress.say)
         if found is not None:
@@ -205,7 +206,7 @@ class _Run:
 def _prepared(
     student: nn.Module,
     objective: Objective,
-    teachers: tuple[nn.Module, ...],
+    teachers: tuple[Network, ...],
     inputs: Inputs,
     config: TrainingConfig,
     context: Context,
@@ -221,16 +222,12 @@ def _prepared(
     example = torch.from_numpy(split.read(torch.arange(min(2, len(split))).numpy()))
     with lent_to_torch(stream(context.seed, f"{label}/auxiliary")):
         student.eval()
-        auxiliary = objective.auxiliary(Setting(student, teachers, example, len(split), fresh))
-    known = [KnownTargets(teacher, split, inputs.data.classes, context.progress, label) for teacher in teachers]
+        auxiliary = objective.auxiliary(Setting(student, tuple(teacher.module for teacher in teachers), example, len(split), fresh))
     learned = learned_of(objective)
     return _Run(
         student=student,
         objective=objective,
-        teachers=tuple(
-            Teacher(teacher, table if table.fits else None, foldable_pairs(teacher, example) if objective.robust else ())
-            for teacher, table in zip(teachers, known, strict=True)
-        ),
+        teachers=tuple(_teacher(teacher, objective, example, inputs, context, label) for teacher in teachers),
         auxiliary=auxiliary,
         learned=learned,
         optimizer=_optimizer([module for module in (student, auxiliary, learned) if module is not None], config),
@@ -243,6 +240,15 @@ def _prepared(
         select_by=select_by,
         validation_attack=attack if select_by != "clean" else None,
     )
+
+
+def _teacher(teacher: Network, objective: Objective, example: Tensor, inputs: Inputs, context: Context, label: str) -> Teacher:
+    data, cache, kept = inputs.data, context.target_cache, None
+    if cache is not None:
+        identity = identity_of(teacher.module, teacher.spec.model_dump(mode="json"), data.digest, data.classes)
+        kept = Table(context.project / FOLDER, identity, cache.most_mb)
+    known = KnownTargets(teacher.module, data.train, data.classes, context.progress, label, kept)
+    return Teacher(teacher.module, known if known.fits else None, foldable_pairs(teacher.module, example) if objective.robust else ())
 
 
 def _optimizer(modules: list[nn.Module], config: TrainingConfig) -> Optimizer:
