@@ -49,13 +49,15 @@ class Table:
         if not self.path.is_file():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(self.path, framework="pt") as file:
                 logits: Tensor = file.get_tensor("logits")
                 digest = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError) as error:
-            return self._damaged(f"it cannot be read ({type(error).__name__})", say)
+            self._tell(f"it cannot be read ({type(error).__name__})", say)
+            return None
         if tuple(logits.shape) != shape or digest != _sha256(logits):
-            return self._damaged("its content is not what was written", say)
+            self._tell("its content is not what was written", say)
+            return None
         with told_disk_errors(self.path):
             self.path.touch()  # used: removed last
         return logits
@@ -88,7 +90,7 @@ class Table:
             found.append((status.st_mtime_ns, path, status.st_size))
         return [(path, size) for _, path, size in sorted(found)]
 
-    def _damaged(self, problem: str, say: Callable[[str], None]) -> None:
+    def _tell(self, problem: str, say: Callable[[str], None]) -> None:
         _log.info("damaged table %s: %s", self.path, problem)
         say(f"kept logits of the teacher are not used: {problem}; they are computed anew")
 
