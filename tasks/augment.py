@@ -1,4 +1,4 @@
-"""Training images varied at random: mirrored, shifted, made noisy, blurred; each sample by draws of its own.
+"""Training images varied at random: mirrored, shifted, made noisy, blurred, cut, mixed of their variants; each sample by draws of its own.
 
 Functions on a batch, (batch, channels, height, width) in [0, 1] to the same shape and range; the argument is not changed.
 Draws are made on the CPU from the caller's generator. The models are the entries of `augment` in `[task]`.
@@ -11,8 +11,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-OVERLAPS: dict[str, tuple[str, ...]] = {"flip": (), "crop": (), "noise": ("gaussian-noise",), "blur": ("gaussian-blur",)}
-"""The corruptions of the evaluation that an augmentation trains for: accuracy under them is then no longer of the unseen."""
+from kdpipe.tasks.augmentations.augmix import AugMix
+from kdpipe.tasks.augmentations.cutout import Cutout
+from kdpipe.tasks.augmentations.operations import BLURS, GAUSSIAN_NOISES
+from kdpipe.tasks.augmentations.randaugment import RandAugment
+
+OVERLAPS: dict[str, tuple[str, ...]] = {"noise": GAUSSIAN_NOISES, "blur": BLURS}
+"""The corruptions of the evaluation that these augmentations train for: accuracy under them is then no longer of the unseen."""
 
 _BLUR_REACH = 3  # a Gaussian is cut off at three deviations
 
@@ -98,8 +103,13 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Augmentation = Annotated[Flip | Crop | Noise | Blur, Field(discriminator="name"), BeforeValidator(_by_name)]
+Augmentation = Annotated[Flip | Crop | Noise | Blur | Cutout | RandAugment | AugMix, Field(discriminator="name"), BeforeValidator(_by_name)]
 """One entry of `augment`: a name, or a table with `name` and its parameters."""
+
+
+def overlaps(step: Augmentation) -> tuple[str, ...]:
+    """The corruptions of the evaluation that the augmentation, with its settings, trains for."""
+    return step.overlaps if isinstance(step, RandAugment | AugMix) else OVERLAPS.get(step.name, ())
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec
-from kdpipe.tasks.augment import OVERLAPS, Augmentation, Crop, Flip
+from kdpipe.tasks.augment import Augmentation, Crop, Flip, overlaps
 from kdpipe.tasks.data import cifar10
 from kdpipe.tasks.data.checks import Layout, require_precision
 from kdpipe.tasks.data.cifar10n import LabelSet, human_labels
@@ -49,7 +49,8 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
     augment_with: tuple[Augmentation, ...] | None = Field(
         None,
         alias="augment",
-        description="flip, crop, noise, blur: how training images are varied; else crop, with flip for fashion-mnist and cifar10, none for digits",
+        description="flip, crop, noise, blur, cutout, randaugment, augmix: how training images are varied; "
+        "else crop, with flip for fashion-mnist and cifar10, none for digits",
     )
     interval_half_width: float | None = Field(None, gt=0, le=50, description="percentage points: the test split must be large enough for it at 95 %")
 
@@ -83,7 +84,7 @@ class ImageClassification(BaseModel, extra="forbid", frozen=True, serialize_by_a
     @property
     def trained_corruptions(self) -> tuple[str, ...]:
         """The evaluation's corruptions that the augmentations train for: robustness to them is not to the unseen."""
-        return tuple(dict.fromkeys(corruption for step in self.augmentations for corruption in OVERLAPS[step.name]))
+        return tuple(dict.fromkeys(corruption for step in self.augmentations for corruption in overlaps(step)))
 
     def load(self, project: Path, seed: int) -> DataSplits:
         """The data, checked and split; see `Task.load`."""

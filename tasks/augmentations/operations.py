@@ -15,6 +15,12 @@ from torch.nn import functional as F
 Operation = Callable[[Tensor, Tensor], Tensor]
 """(images, levels (batch,) in [-1, 1]) to images; what has no direction takes the level's size."""
 
+BLURS: tuple[str, ...] = ("gaussian-blur", "gaussian-blur-c", "defocus-blur")
+"""The corruptions that a blur without direction trains for."""
+
+GAUSSIAN_NOISES: tuple[str, ...] = ("gaussian-noise", "gaussian-noise-c", "shot-noise", "speckle-noise")
+"""Those that Gaussian noise trains for: the others are Gaussian but for few photons, at a strength that depends on the value."""
+
 _TONES = 256
 _LARGEST_ANGLE = math.radians(30)
 _LARGEST_SHEAR = 0.3
@@ -137,8 +143,8 @@ PLAIN: Mapping[str, Operation] = {
 OVERLAPPING: Mapping[str, Operation] = {"color": color, "contrast": contrast, "brightness": brightness, "sharpness": sharpness}
 """Those that do."""
 
-OVERLAPS: tuple[str, ...] = ("contrast", "brightness", "saturate", "defocus-blur", "gaussian-blur")
-"""The corruptions that OVERLAPPING trains for."""
+OVERLAPS: tuple[str, ...] = ("contrast", "contrast-c", "brightness", "brightness-c", "saturate", *BLURS)
+"""The corruptions that OVERLAPPING trains for; a sharpness below 1 is a blur."""
 
 
 def _moved(x: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor, *, right: Tensor | None = None, down: Tensor | None = None) -> Tensor:

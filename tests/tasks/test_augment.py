@@ -7,10 +7,13 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.ndimage import gaussian_filter
 
 from kdpipe.foundation.randomness import stream
-from kdpipe.robustness.corruption import STANDARD
-from kdpipe.tasks.augment import OVERLAPS, Augmentation, Blur, Crop, Flip, Noise, blur, crop, flip, noise
+from kdpipe.robustness.corruption import COMMON, EXTRA, STANDARD
+from kdpipe.tasks.augment import Augmentation, Blur, Crop, Flip, Noise, blur, crop, flip, noise, overlaps
+from kdpipe.tasks.augmentations.augmix import AugMix
+from kdpipe.tasks.augmentations.cutout import Cutout
+from kdpipe.tasks.augmentations.randaugment import RandAugment
 
-ALL = [pytest.param(step, id=step.name) for step in (Flip(), Crop(), Noise(), Blur())]
+ALL = [pytest.param(step, id=step.name) for step in (Flip(), Crop(), Noise(), Blur(), Cutout(), RandAugment(), AugMix())]
 
 
 def images(shape=(6, 3, 8, 10), seed=0):
@@ -19,7 +22,7 @@ def images(shape=(6, 3, 8, 10), seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    step=st.sampled_from([Flip(), Crop(), Crop(padding=3), Noise(std=0.7), Blur(), Blur(sigma=4)]),
+    step=st.sampled_from([Flip(), Crop(), Crop(padding=3), Noise(std=0.7), Blur(), Blur(sigma=4), Cutout(), RandAugment(magnitude=30), AugMix()]),
     samples=st.integers(1, 5),
     channels=st.integers(1, 3),
     height=st.integers(2, 12),
@@ -135,6 +138,11 @@ def test_unknown_entries_and_values_out_of_range_are_refused(entry):
         TypeAdapter(Augmentation).validate_python(entry)
 
 
-def test_overlaps_are_told_for_every_augmentation_by_names_of_the_evaluation():
-    assert set(OVERLAPS) == {"flip", "crop", "noise", "blur"}
-    assert {name for names in OVERLAPS.values() for name in names} <= set(STANDARD)
+def test_overlaps_are_names_of_the_evaluation_and_follow_the_settings():
+    plain = (Flip(), Crop(), Cutout(), RandAugment(), AugMix())
+    assert [overlaps(step) for step in plain] == [()] * 5
+    trained = [overlaps(step) for step in (Noise(), Blur(), RandAugment(overlapping=True), AugMix(overlapping=True))]
+    assert all(trained)
+    assert {name for names in trained for name in names} <= {*STANDARD, *COMMON, *EXTRA}
+    assert {"gaussian-noise", "gaussian-noise-c"} <= set(trained[0])
+    assert {"contrast-c", "saturate"} <= set(trained[2])
