@@ -25,6 +25,7 @@ _TITLES = {
 
 _FIGURES = {
     "user-speed": ("What the user feels", "python benchmarks/user_speed.py"),
+    "objective-steps": ("What a step costs, and the authors' loops beside ours", "python benchmarks/objective_steps.py --threads 2"),
     "rslad-step": ("The `rslad` step beside a plain restatement of the published loop", "python benchmarks/rslad_step.py --threads 2"),
     "killed-builds": ("Builds of the digits killed with SIGKILL, and resumed", "python benchmarks/killed_builds.py --kills 10"),
 }
