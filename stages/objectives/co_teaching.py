@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdpipe.stages.memory_format import has_convolutions
 from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.label_loss import LabelLoss
@@ -50,8 +51,10 @@ class CoTeaching(LabelLoss):
         return 1 - self.noise_rate * (1.0 if progress >= self.rise else progress / self.rise)
 
     def auxiliary(self, setting: Setting) -> nn.Module:
-        """The peer, in training mode."""
+        """The peer, in training mode and in the memory format that the training gives the student."""
         network = None if setting.fresh is None else setting.fresh()
+        if network is not None and has_convolutions(network):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return Peer(network).train()
 
     def loss(self, step: Step) -> Loss:
