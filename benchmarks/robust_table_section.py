@@ -59,8 +59,9 @@ def _tables(name: str, title: str, records: Mapping[str, Mapping[str, Figures]],
         [_HEAD.format("objective"), _RULE.format("---"), _row("(teacher)", first, "teacher"), *(_row(f"`{o}`", r, "student") for o, r in records.items())]
     )
     yield (
-        "The int8 files that ship (pruned, quantization-aware fine-tuned), in both runtimes. AutoAttack: the student's, replayed. Worst: right under all of PGD-20, APGD-CE and APGD-T from the twin, "
-        "AutoAttack and PGD-20 from the student, PGD-20 from the pruned network and from the teacher, and (200 of the samples) Square with 1,000 queries on the file:"
+        "The int8 files that ship (pruned, quantization-aware fine-tuned), in both runtimes. AutoAttack: the student's, replayed. Worst: right under all of "
+        "PGD-20, APGD-CE and APGD-T from the twin, AutoAttack and PGD-20 from the student, PGD-20 from the pruned network and from the teacher, and (200 of "
+        "the samples) Square with 1,000 queries on the file:"
     )
     rows = [
         _row(f"`{objective}` · {model.split()[1]} · {parts['train']['size_bytes']['int8'] / 1000:.1f} kB", parts, model)
