@@ -12,6 +12,7 @@ from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.steps import Verdict as Verdict
 from kdpipe.robustness.intervals import paired_difference
+from kdpipe.robustness.sample_size import samples_to_stay_above, samples_to_stay_within
 from kdpipe.stages.device_quality import spread
 
 MODEL_FORMS = {"model.onnx": ("model.onnx",), "model.xml and model.bin": ("model.xml", "model.bin")}
@@ -65,10 +66,10 @@ def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]
     elsewhere = [_Measured(None, f"{runtime}: {reason}") for runtime, reason in tail.unavailable.items()]
     verdicts = []
     if budgets.clean_drop is not None:
-        drops = [_clean_drop(results.teacher, file) for file in tail.files] + elsewhere
+        drops = [_clean_drop(results.teacher, file, budgets.clean_drop) for file in tail.files] + elsewhere
         verdicts.append(_verdict("clean_drop", target, budgets.clean_drop, "points", drops, worst=max))
     if budgets.robust_accuracy is not None:
-        accuracies = [_robust_accuracy(file) for file in tail.files] + elsewhere
+        accuracies = [_robust_accuracy(file, budgets.robust_accuracy) for file in tail.files] + elsewhere
         verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", accuracies, worst=min))
     if budgets.size_kb is not None:
         verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", _sizes(tail), worst=max))
@@ -95,20 +96,28 @@ def _verdict(name: str, target: str, limit: float, unit: str, measured: Sequence
     return Verdict(name, target, limit, unit, None, "not checkable", reason)
 
 
-def _clean_drop(teacher: Judged | None, file: Judged) -> _Measured:
+def _clean_drop(teacher: Judged | None, file: Judged, limit: float) -> _Measured:
     if teacher is None or "clean" not in teacher.correct:
         return _Measured(None, "the teacher was not judged in this build")
     if "clean" not in file.correct:
         return _Measured(None, f"{file.name}: {file.card.clean.reason or 'clean accuracy was not measured'}")
     lost = paired_difference(teacher.correct["clean"], file.correct["clean"])
-    return _Measured(lost.high, f"teacher minus {file.name}: {lost.value:.2f} points, 95 % interval [{lost.low:.2f}, {lost.high:.2f}], paired, n = {lost.n}")
+    told = f"teacher minus {file.name}: {lost.value:.2f} points, 95 % interval [{lost.low:.2f}, {lost.high:.2f}], paired, n = {lost.n}"
+    needed = samples_to_stay_within(limit, lost.value, lost.high, lost.n) if lost.high > limit else None
+    return _Measured(lost.high, told + _too_few(needed))
 
 
-def _robust_accuracy(file: Judged) -> _Measured:
+def _robust_accuracy(file: Judged, limit: float) -> _Measured:
     robust = file.card.robust
     if robust.value is None or robust.low is None:
         return _Measured(None, f"{file.name}: {robust.reason or 'no interval of the accuracy under attack'}")
-    return _Measured(robust.low, f"{file.name}: {robust.value:.2f} %, 95 % interval [{robust.low:.2f}, {robust.high:.2f}], n = {robust.n}")
+    told = f"{file.name}: {robust.value:.2f} %, 95 % interval [{robust.low:.2f}, {robust.high:.2f}], n = {robust.n}"
+    return _Measured(robust.low, told + _too_few(samples_to_stay_above(limit / 100, robust.value / 100) if robust.low < limit else None))
+
+
+def _too_few(needed: int | None) -> str:
+    """What would help where the value itself keeps to the limit and only its interval does not."""
+    return "" if needed is None else f"; too few samples to show that the limit is kept: about {float(f'{needed:.2g}'):,.0f} would, were the value the same"
 
 
 def _spread(tail: TargetResults) -> _Measured:

@@ -53,11 +53,12 @@ class _Configuration(BaseModel, extra="ignore", frozen=True):
     values: _Values
 
 
-class _Manifest(BaseModel, extra="ignore", frozen=True):
-    """What is needed of a manifest here."""
+class Manifest(BaseModel, extra="ignore", frozen=True):
+    """What is needed of a manifest here. `data`: the digest of the whole data set."""
 
     project: str
     target: str
+    data: str | None = None
     files: dict[str, _File]
     configuration: _Configuration
 
@@ -74,10 +75,7 @@ def verify_bundle(folder: Path) -> Verified:
     Raises ConfigError where there is no bundle, VerificationError with all that does not agree, UnavailableError where
     no runtime is there to run it.
     """
-    manifest = _manifest(folder)
-    problems = [problem for name, file in manifest.files.items() if (problem := _damage(folder / name, file))]
-    if problems:
-        raise VerificationError.gather(problems)
+    manifest = whole_manifest(folder)
     contract = _read(folder / "contract.json")
     runtimes = manifest.runtimes
     # A bundle may come from anybody: a runtime of its own, package.module:name, is code that is not imported on its word.
@@ -90,6 +88,15 @@ def verify_bundle(folder: Path) -> Verified:
     return Verified(folder, manifest.project, manifest.target, len(manifest.files), ran)
 
 
+def whole_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`, every file of which agrees with its digest; else as `verify_bundle`."""
+    manifest = _manifest(folder)
+    problems = [problem for name, file in manifest.files.items() if (problem := _damage(folder / name, file))]
+    if problems:
+        raise VerificationError.gather(problems)
+    return manifest
+
+
 def require_sound_store(store: Store) -> int:
     """The number of artifacts, every byte of which agrees with its digest; VerificationError names each that does not."""
     folders = sorted(path for path in store.folder.iterdir() if path.is_dir()) if store.folder.is_dir() else []
@@ -100,7 +107,7 @@ def require_sound_store(store: Store) -> int:
     return len(folders)
 
 
-def _manifest(folder: Path) -> _Manifest:
+def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ConfigError("no bundle here", at=path, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET")
@@ -109,7 +116,7 @@ def _manifest(folder: Path) -> _Manifest:
     if isinstance(format_number, int) and format_number != FORMAT:
         raise VerificationError(f"the manifest is of format {format_number}, this kdpipe reads {FORMAT}", at=path, do="use the kdpipe that wrote it")
     try:
-        manifest = _Manifest.model_validate(written)
+        manifest = Manifest.model_validate(written)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise VerificationError(f"the manifest lacks what every manifest has{f', first {where}' if where else ''}", at=path, do=_AGAIN) from error

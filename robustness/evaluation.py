@@ -4,6 +4,7 @@ Robust means right on the clean sample and on every adversarial version of it th
 no figure for robustness can exceed the clean one. What is counted how: docs/robust-numbers.md.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,19 +15,21 @@ import numpy.typing as npt
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.predictor import Float32Array, Predictor
 from kdpipe.robustness.calibration import Confidences, brier_figure, confidences, ece_figure, ece_mass_figure, nll_figure, reliability
+from kdpipe.robustness.comparison import paired_means
 from kdpipe.robustness.corruption import SEVERITIES, corrupt
 from kdpipe.robustness.corruption_error import type_figures
 from kdpipe.robustness.corruption_files import CorruptionFiles
 from kdpipe.robustness.crafting import CurvePoint, Replay
-from kdpipe.robustness.intervals import BoolArray, accuracy, mean_accuracy
+from kdpipe.robustness.intervals import BoolArray, Float64Array, accuracy, mean_accuracy
+from kdpipe.robustness.ood import Outside, ood_figures
 from kdpipe.robustness.samples import Int64Array, Samples
-from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, Scorecard
+from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, OodFigure, OodScore, Scorecard, TemperatureEffect
 from kdpipe.robustness.selective import selective_figures
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is judged: what the scorecard says of the model itself."""
+    """Who is judged: what the scorecard says of the model itself. `temperature`: what its logits were divided by, where they were."""
 
     model: str
     form: Literal["network", "twin", "file"]
@@ -34,6 +37,7 @@ class Subject:
     runtime: str | None = None
     parameters: int | None = None
     macs: int | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Questions:
     """What every model of a build is asked. All indices are sorted, of the judged split.
 
     `attacked` holds `curve` and `black_box`. `seed`: of noise and of bootstraps. `files`: where the corrupted images come from
-    instead of being made.
+    instead of being made. `outside`: sets that are none of the task.
     """
 
     attacked: Int64Array
@@ -52,6 +56,7 @@ class Questions:
     batch_size: int
     seed: int
     files: CorruptionFiles | None = None
+    outside: tuple[Outside, ...] = ()
 
     def corrupted_images(self, name: str, severity: int, images: Float32Array, indices: Int64Array) -> Float32Array:
         """The samples at `indices`, whose clean `images` are given, corrupted: from the files where there are any."""
@@ -66,11 +71,14 @@ class Judgement:
 
     `correct`: bool arrays by question: `clean` over the split; `robust` and `attack/<name>` over the attacked samples, each including the
     clean answer; `corruption/<name>-<severity>` over the corrupted ones. `survived`: (attack, crafted on) to the bare answers under that replay.
+    `answers`: what calibration needs, over the split; `samples_digest`: sha256 of the split's samples and labels, in order.
     """
 
     scorecard: Scorecard
     correct: Mapping[str, BoolArray]
     survived: Mapping[tuple[str, str], BoolArray]
+    answers: Confidences
+    samples_digest: bytes
 
 
 def judge(
@@ -80,7 +88,7 @@ def judge(
 
     Raises VerificationError when the model's answers are not finite logits, one row for each sample.
     """
-    answers = _clean_answers(predictor, samples, questions.batch_size)
+    answers, before, samples_digest = _clean_answers(predictor, samples, questions.batch_size, subject.temperature)
     survived = {(replay.name, replay.crafted_on): stands(predictor, replay.x_adv, samples.labels[replay.indices], questions.batch_size) for replay in replays}
     robust, per_attack = _worst(answers.correct, questions, replays, survived)
     corrupted = _corrupted_answers(predictor, samples, questions)
@@ -108,8 +116,10 @@ def judge(
         brier=brier_figure(answers, seed=questions.seed),
         aurc=aurc,
         risk_coverage=risk_coverage,
+        ood=tuple(figure for each in questions.outside for figure in _outside_figures(predictor, each, answers, questions)),
+        temperature=None if subject.temperature is None else _temperature_effect(subject.temperature, before, answers, questions.seed),
     )
-    return Judgement(scorecard, correct, survived)
+    return Judgement(scorecard, correct, survived, answers, samples_digest)
 
 
 def stands(predictor: Predictor, x_adv: Float32Array, labels: Int64Array, batch_size: int) -> BoolArray:
@@ -129,16 +139,56 @@ def batches_of(indices: Int64Array, batch_size: int) -> Iterator[Int64Array]:
     return (indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size))
 
 
-def _clean_answers(predictor: Predictor, samples: Samples, batch_size: int) -> Confidences:
-    parts = []
+def _clean_answers(predictor: Predictor, samples: Samples, batch_size: int, temperature: float | None) -> tuple[Confidences, Confidences, bytes]:
+    """What calibration needs of the clean answers; the same as if the logits had not been divided by `temperature`; the samples' digest."""
+    parts, before = [], []
+    digest = hashlib.sha256(samples.labels.astype("<i8").tobytes())
     for chosen in batches_of(np.arange(len(samples)), batch_size):
-        logits = predictor(samples.read(chosen))
+        x = samples.read(chosen)
+        digest.update(np.ascontiguousarray(x, dtype="<f4").tobytes())
+        logits = predictor(x)
         if logits.ndim != 2 or len(logits) != len(chosen):
             raise _not_logits(f"of shape {logits.shape} for {len(chosen)} samples", chosen)
         if not np.isfinite(logits).all():
             raise _not_logits("not finite", chosen)
         parts.append(confidences(logits, samples.labels[chosen]))
-    return Confidences.joined(parts)
+        if temperature is not None:
+            before.append(confidences(logits * np.float32(temperature), samples.labels[chosen]))
+    answers = Confidences.joined(parts)
+    return answers, Confidences.joined(before) if before else answers, digest.digest()
+
+
+def _outside_figures(predictor: Predictor, outside: Outside, inside: Confidences, questions: Questions) -> tuple[OodFigure, ...]:
+    """How the judged split's clean answers compare with those to the set from outside."""
+    parts = []
+    for chosen in batches_of(outside.indices, questions.batch_size):
+        logits = predictor(outside.samples.read(chosen))
+        if not np.isfinite(logits).all():
+            raise VerificationError(
+                f"the model's logits are not finite for {outside.name!r}", at="[evaluate] ood", do="check its weights and calibration, then build it again"
+            )
+        parts.append(confidences(logits, np.zeros(len(chosen), dtype=np.int64)))
+    answers = Confidences.joined(parts)
+    return ood_figures(outside.name, _ood_scores(inside), _ood_scores(answers), seed=questions.seed)
+
+
+def _ood_scores(answers: Confidences) -> Mapping[OodScore, Float64Array]:
+    return {"max-softmax": answers.confidence, "energy": answers.energy}
+
+
+def _temperature_effect(temperature: float, before: Confidences, after: Confidences, seed: int) -> TemperatureEffect:
+    def change(name: str) -> Figure:
+        difference = paired_means(getattr(after, name), getattr(before, name), seed=seed, name=f"temperature/{name}")
+        return Figure(value=difference.value, low=difference.low, high=difference.high, n=difference.n)
+
+    return TemperatureEffect(
+        value=temperature,
+        nll_before=nll_figure(before, seed=seed),
+        ece_before=ece_figure(before, seed=seed),
+        brier_before=brier_figure(before, seed=seed),
+        nll_change=change("nll"),
+        brier_change=change("brier"),
+    )
 
 
 def _not_logits(kind: str, chosen: Int64Array) -> VerificationError:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.robustness.intervals import wilson
 
 _Z = NormalDist().inv_cdf(0.975)  # of two-sided tests and intervals at 95 %
 _MOST = 2**40
@@ -27,7 +26,16 @@ def samples_to_stay_above(limit: float, rate: float) -> int | None:
     _require_rate(rate)
     if rate <= limit:
         return None
-    return _first(lambda n: wilson(round(rate * n), n)[0] >= limit)
+    # Wilson's bound is where the score test turns: |rate - limit| = z √(limit (1 - limit) / n)
+    return max(1, math.ceil(limit * (1 - limit) * (_Z / (rate - limit)) ** 2))
+
+
+def samples_to_stay_within(limit: float, value: float, bound: float, n: int) -> int | None:
+    """About how many samples move the bound of an interval around `value`, now at `bound` with `n` samples, to `limit`; None where value is not within it.
+
+    All in one unit, value < bound. The width of an interval goes with the root of the number of samples.
+    """
+    return math.ceil(n * ((bound - value) / (limit - value)) ** 2) if value < limit else None
 
 
 def samples_for_difference(difference: float, discordant: float, *, power: float = 0.8) -> int:

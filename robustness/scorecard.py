@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 Threat = Literal["linf", "l2"]
+OodScore = Literal["max-softmax", "energy"]
 
 
 class Figure(BaseModel, extra="forbid", frozen=True):
@@ -72,6 +73,26 @@ class CoveragePoint(BaseModel, extra="forbid", frozen=True):
     risk: Figure
 
 
+class OodFigure(BaseModel, extra="forbid", frozen=True):
+    """How well one score of the model tells the judged split from samples that are none of its task; in per cent."""
+
+    name: str = Field(description="the set from outside: 'uniform-noise', or data as in [task] data")
+    score: OodScore
+    auroc: Figure
+    fpr95: Figure = Field(description="share from outside that passes where 95 % from inside do; smaller is better")
+
+
+class TemperatureEffect(BaseModel, extra="forbid", frozen=True):
+    """What dividing the file's logits by `value` did on the judged split: the figures that it would have without, and paired differences after less before."""
+
+    value: float = Field(gt=0)
+    nll_before: Figure
+    ece_before: Figure
+    brier_before: Figure
+    nll_change: Figure
+    brier_change: Figure
+
+
 class MaskingCheck(BaseModel, extra="forbid", frozen=True):
     """One sanity check of the attacks (DESIGN §7.3). `passed` None: could not be checked, `detail` says why."""
 
@@ -104,4 +125,6 @@ class Scorecard(BaseModel, extra="forbid", frozen=True):
     brier: Figure = Field(UNKNOWN, description="mean squared distance of the probabilities from the label's one-hot vector, in [0, 2]")
     aurc: Figure = Field(UNKNOWN, description="area under risk against coverage: mean error rate on the most confident samples, per cent")
     risk_coverage: tuple[CoveragePoint, ...] = ()
+    ood: tuple[OodFigure, ...] = ()
+    temperature: TemperatureEffect | None = Field(None, description="where the file's logits were divided by a temperature")
     masking: tuple[MaskingCheck, ...] = ()

@@ -1,9 +1,13 @@
 """The twin as the file that ships, beside it the files that it is compared with; nothing counts before the parity ladder is climbed.
 
+Where it is asked for, the logits of the file that ships are divided by a temperature (`stages/temperature.py`), those of the others are not.
+
 `model.onnx` int8 · `ptq.onnx` the same network, calibrated only · `float.onnx` the student · `teacher.onnx` · for OpenVINO targets `model.xml`, `model.bin` ·
-`contract.json` what goes in and comes out · `lint.json` what the target's rules say · `parity.json`.
+`contract.json` what goes in and comes out, the temperature · `lint.json` what the target's rules say · `parity.json`.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +19,39 @@ from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.files import write_bytes, write_json
 from kdpipe.foundation.networks import InputContract, load_network
 from kdpipe.foundation.onnx_file import INPUT_NAME, OUTPUT_NAME, to_bytes, to_onnx
+from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.stages.parity import PARITY_FILE, Networks, climb, require_parity
 from kdpipe.stages.qat import PTQ_FOLDER
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.temperature import Temperature, fitted, scaled
 from kdpipe.targets.lint import LintFinding, lint
 from kdpipe.targets.openvino_ir import write_ir
 from kdpipe.targets.profile import Profile
+from kdpipe.tasks.data.splits import Split
 
 VERSION = 1
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 
 CONTRACT_FILE = "contract.json"
 LINT_FILE = "lint.json"
+TEMPERATURE_KEY = "temperature"
 
 _SLOW_ONLY = {"split-activation", "not-quantized"}
 """Rules whose breach costs speed; every other breach means that the target refuses the file or computes something else."""
 
 _IR_EXAMPLES = 8
+_BATCH = 256
 
 
 class ExportConfig(BaseModel, extra="forbid", frozen=True):
     """`[export]`."""
 
     parity_samples: int = Field(1000, ge=1, description="validation samples on which the file is compared with its twin")
+    temperature_scaling: bool | None = Field(
+        None, description="true: divide the logits of the int8 file by a temperature fitted on validation, for confidence that means what it says"
+    )
 
 
 def run(inputs: Inputs, config: ExportConfig, context: Context) -> Path:
@@ -53,9 +65,14 @@ def run(inputs: Inputs, config: ExportConfig, context: Context) -> Path:
         calibrated=load_network(inputs.artifacts["qat"] / PTQ_FOLDER).module,
         twin=qat.module,
     )
+    temperature = _temperature(networks.twin, inputs.data.validation) if config.temperature_scaling else None
+    if temperature is not None:
+        context.progress.say(temperature.told)
+        networks = replace(networks, twin=scaled(qat.module, temperature.value), unscaled=qat.module, temperature=temperature.value)
     contract = qat.spec.contract
     write_bytes(context.folder / "model.onnx", _as_onnx(exportable(networks.twin), contract, profile))
-    write_json(context.folder / CONTRACT_FILE, contract_of(contract, profile))
+    told = {} if temperature is None else {TEMPERATURE_KEY: temperature.model_dump(mode="json")}
+    write_json(context.folder / CONTRACT_FILE, {**contract_of(contract, profile), **told})
     _check_rules(context, profile)
     for name, module in (("teacher", networks.teacher), ("float", networks.student), ("ptq", exportable(networks.calibrated))):
         write_bytes(context.folder / f"{name}.onnx", _as_onnx(module, contract, profile))
@@ -80,6 +97,18 @@ def contract_of(contract: InputContract, profile: Profile) -> dict[str, Any]:
         "outputs": [{"name": OUTPUT_NAME, "shape": [batch, len(contract.labels)], "type": "float32"}],
         "labels": list(contract.labels),
     }
+
+
+def temperature_of(export: Path) -> float | None:
+    """What the logits of the int8 file in this folder were divided by; None where that was not asked for."""
+    found = json.loads((export / CONTRACT_FILE).read_bytes()).get(TEMPERATURE_KEY)
+    return None if found is None else Temperature.model_validate(found).value
+
+
+def _temperature(twin: nn.Module, split: Split) -> Temperature:
+    predictor = TorchPredictor(twin)
+    logits = [predictor(split.read(np.arange(begin, min(begin + _BATCH, len(split))))) for begin in range(0, len(split), _BATCH)]
+    return fitted(np.concatenate(logits), split.labels)
 
 
 def _as_onnx(module: nn.Module, contract: InputContract, profile: Profile) -> bytes:

@@ -85,12 +85,14 @@ class Parity(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Networks:
-    """The torch networks behind the files of an export folder."""
+    """The torch networks behind the files of an export folder. `unscaled`: the twin before its logits were divided by `temperature`, where they were."""
 
     teacher: nn.Module
     student: nn.Module
     calibrated: nn.Module
     twin: nn.Module
+    unscaled: nn.Module | None = None
+    temperature: float = 1.0
 
 
 def climb(folder: Path, networks: Networks, x: Float32Array, labels: NDArray[np.int64], profile: Profile) -> Parity:
@@ -98,6 +100,9 @@ def climb(folder: Path, networks: Networks, x: Float32Array, labels: NDArray[np.
     student, twin = TorchPredictor(networks.student)(x), TorchPredictor(networks.twin)(x)
     model = read_onnx((folder / "model.onnx").read_bytes(), at=str(folder / "model.onnx"))
     rungs = [compared("network → twin", student, twin, labels, tolerance=None, note="the effect of quantization and fine-tuning: budgets judge it, not parity")]
+    if networks.unscaled is not None:
+        divided = TorchPredictor(networks.unscaled)(x) / np.float32(networks.temperature)
+        rungs.append(compared(f"twin → twin at temperature {networks.temperature:.3g}", divided, twin, labels, tolerance=FLOAT_TOLERANCE))
     few = slice(0, _REFERENCE_SAMPLES)
     reference = compared("twin → ONNX reference", twin[few], _reference(model, x[few]), labels[few], tolerance=MEAN_TOLERANCE, file="model.onnx")
     rungs.append(_located(reference, model, networks.twin, x[few], partial(_reference, model, x[few])))

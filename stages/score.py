@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,12 +25,13 @@ from kdpipe.robustness.crafting import ALONE, CurvePoint, Replay, Work, craft, c
 from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
 from kdpipe.robustness.kept_batches import KeptBatches
 from kdpipe.robustness.masking import checks_of_network
-from kdpipe.robustness.samples import Samples, stratified
+from kdpipe.robustness.samples import Int64Array, Samples, stratified
 from kdpipe.robustness.scorecard import Threat
 from kdpipe.stages.adversarial_files import write_adversarial
 from kdpipe.stages.judged_examples import write_examples
 from kdpipe.stages.macs import count_macs, count_parameters
 from kdpipe.stages.memory_format import channels_last
+from kdpipe.stages.outside import outside_digests, outside_sets
 from kdpipe.stages.stage import Context, Inputs
 
 VERSION = 1
@@ -44,6 +46,7 @@ CRAFTING_FOLDER = "crafting"
 """Finished batches of attacks, in the step's work folder while it runs."""
 
 _AT = "[evaluate] attacks"
+_DECISION_SAMPLES = 50
 _DEFAULT_EPSILON = {"linf": 8 / 255, "l2": 0.5}
 
 
@@ -66,6 +69,15 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
     curve_samples: int = Field(250, ge=1, description="attacked samples that the curve is drawn on")
     square_queries: int = Field(100, ge=0, description="queries of the black-box attack for each sample; 0: none")
     square_samples: int = Field(200, ge=1, description="attacked samples for the black-box attack and the masking checks")
+    decision_queries: int | None = Field(
+        None, ge=0, description="queries of the attack that asks files for their class alone (rays, for l2 hopskipjump), for each sample; absent or 0: none"
+    )
+    decision_samples: int | None = Field(None, ge=1, description="samples of the black-box attack that it is run on; absent: 50")
+    ood: str | tuple[str, ...] | None = Field(
+        None,
+        description="sets that the model was never made for, to see whether its confidence tells them apart: "
+        "'uniform-noise', 'gaussian-noise', 'inverted', 'shuffled-pixels', or data of the same sample shape as in [task] data; absent: not asked",
+    )
     masking: bool = Field(True, description="check whether the attacks are to be believed")
     batch_size: int = Field(256, ge=1, description="samples at a time")
     subject: Literal["teacher", "student", "pruned", "twin"] | None = Field(None, description="the model under judgement; the pipeline fills it in")
@@ -94,6 +106,11 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"{error.problems[0].message}; {error.problems[0].do}") from error
         return _without_repetition(names)
 
+    @field_validator("ood")
+    @classmethod
+    def _one_or_several(cls, names: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if not names else _without_repetition((names,) if isinstance(names, str) else names)
+
     @field_validator("epsilon_curve")
     @classmethod
     def _rising_multiples(cls, multiples: tuple[float, ...]) -> tuple[float, ...]:
@@ -108,8 +125,14 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     def content(self, project: Path) -> dict[str, str]:
-        """For the fingerprint: what the corrupted files hold, where the corruptions are files; ConfigError where they cannot be read."""
-        return {"corruptions": files_digest(project / self.corruptions)} if isinstance(self.corruptions, str) and _is_folder(self.corruptions) else {}
+        """For the fingerprint: what the corrupted files and the data of `ood` hold; ConfigError where they cannot be read."""
+        files = {"corruptions": files_digest(project / self.corruptions)} if isinstance(self.corruptions, str) and _is_folder(self.corruptions) else {}
+        return files | {f"ood/{name}": digest for name, digest in outside_digests(self.outside, project).items()}
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The sets of `ood`."""
+        return () if self.ood is None else (self.ood,) if isinstance(self.ood, str) else self.ood
 
     @property
     def strength(self) -> float:
@@ -124,6 +147,13 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         """The black-box attack that every model meets beside them, by name; empty where it is switched off."""
         return {f"square-{self.square_queries}": Square(norm=self.norm, epsilon=self.strength, steps=self.square_queries)} if self.square_queries else {}
 
+    def decision(self) -> dict[str, AttackMethod]:
+        """The attack that files meet beside it, which is told no logits, by name; empty where it is not asked for."""
+        if not self.decision_queries:
+            return {}
+        name = f"{'rays' if self.norm == 'linf' else 'hopskipjump'}-{self.decision_queries}"
+        return {name: parse_attack(name, norm=self.norm, epsilon=self.strength, at="[evaluate] decision_queries")}
+
     def curve(self) -> tuple[float, ...]:
         """The epsilons of the curve, rising; for linf those above 1 all mean the same and are left out."""
         return tuple(self.strength * multiple for multiple in self.epsilon_curve if self.norm == "l2" or self.strength * multiple <= 1)
@@ -134,16 +164,24 @@ def questions_of(samples: Samples, config: EvaluateConfig, seed: int, project: P
     files = None
     if isinstance(config.corruptions, str) and _is_folder(config.corruptions):
         files = corruption_files(project / config.corruptions, samples)
+    corrupted = stratified(samples.labels, config.corruption_samples, seed=seed)
     return Questions(
         attacked=stratified(samples.labels, config.attack_samples, seed=seed),
         curve=stratified(samples.labels, min(config.curve_samples, config.attack_samples), seed=seed),
         black_box=stratified(samples.labels, min(config.square_samples, config.attack_samples), seed=seed),
-        corrupted=stratified(samples.labels, config.corruption_samples, seed=seed),
+        corrupted=corrupted,
         corruptions=_corruptions(config, samples) if files is None else files.names,
         batch_size=config.batch_size,
         seed=seed,
         files=files,
+        outside=outside_sets(config.outside, samples, corrupted, project=project, seed=seed),
     )
+
+
+def decision_indices(samples: Samples, config: EvaluateConfig, seed: int) -> Int64Array:
+    """Those of the black-box attack's samples that the decision-based one is run on."""
+    most = min(config.decision_samples or _DECISION_SAMPLES, config.square_samples, config.attack_samples)
+    return stratified(samples.labels, most, seed=seed)
 
 
 def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
@@ -152,23 +190,30 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
     folder, samples = inputs.artifacts["subject"], inputs.data.test
     network = load_network(folder)
     questions = questions_of(samples, config, context.seed, context.project)
-    predictor = TorchPredictor(network.module)
     work = work_of(context)
     with quiet(network.module), channels_last(network.module):
-        replays = list(_attacks(network, subject, samples, questions, config, work))
-        curve = curve_on(network.module, samples, questions, config, work)
-        judgement = judge(predictor, samples, questions, _described(network, folder, subject), replays=replays, curve=curve)
-        scorecard = judgement.scorecard
-        if config.masking and replays:
-            checks = checks_of_network(network.module, predictor, samples, questions, judgement, replays)
-            scorecard = scorecard.model_copy(update={"masking": checks})
-        write_examples(context.folder, predictor, samples, questions, strongest_of(replays))
-    write_text(context.folder / SCORECARD_FILE, scorecard.model_dump_json(indent=2) + "\n")
+        judgement, replays, curve = network_judged(network, described(network, folder, subject), samples, questions, config, work)
+        write_examples(context.folder, TorchPredictor(network.module), samples, questions, strongest_of(replays))
+    write_text(context.folder / SCORECARD_FILE, judgement.scorecard.model_dump_json(indent=2) + "\n")
     write_adversarial(context.folder, replays, curve)
     write_correct(context.folder, {"": judgement}, questions)
     finish(work)
-    context.progress.say(summary(scorecard.model, judgement))
+    context.progress.say(summary(judgement.scorecard.model, judgement))
     return context.folder
+
+
+def network_judged(
+    network: Network, subject: Subject, samples: Samples, questions: Questions, config: EvaluateConfig, work: Work = ALONE
+) -> tuple[Judgement, list[Replay], tuple[CurvePoint, ...]]:
+    """The judgement of a network that is held still, with the masking checks, and the adversarial samples that were made for it."""
+    predictor = TorchPredictor(network.module)
+    replays = list(_attacks(network, subject.model, samples, questions, config, work))
+    curve = curve_on(network.module, samples, questions, config, work)
+    judgement = judge(predictor, samples, questions, subject, replays=replays, curve=curve)
+    if config.masking and replays:
+        checks = checks_of_network(network.module, predictor, samples, questions, judgement, replays)
+        judgement = replace(judgement, scorecard=judgement.scorecard.model_copy(update={"masking": checks}))
+    return judgement, replays, curve
 
 
 def work_of(context: Context) -> Work:
@@ -252,7 +297,8 @@ def _attacks(network: Network, subject: str, samples: Samples, questions: Questi
         yield craft(method, name, module, samples, questions.black_box, crafted_on=subject, seed=seed, batch_size=batch_size, work=work)
 
 
-def _described(network: Network, folder: Path, subject: str) -> Subject:
+def described(network: Network, folder: Path, subject: str) -> Subject:
+    """What a scorecard says of the network itself; `folder` holds its weights."""
     spec = network.spec
     # a twin's layers are the engine's own, with constants for weights: it costs what the network costs that it stands for
     counted = network if spec.quantization is None else build_network(spec.model_copy(update={"quantization": None}), stream(0, "score/count"))

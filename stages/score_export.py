@@ -1,32 +1,24 @@
 """Judges the files of an export in each of the target's runtimes: the int8 file, and post-training quantization beside it.
 
-A file has no gradients. What it stands is the per-sample worst of the attacks crafted on its twin, on the float networks it came from,
-replayed on the file in its runtime, and of a black-box search on the file itself that starts from the best of them.
+The adversarial samples that a file has to stand were crafted on its twin and on the float networks that it came from; what follows, `file_judgement` does.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import nn
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import write_json
 from kdpipe.foundation.networks import load_network
-from kdpipe.foundation.predictor import Float32Array, Predictor, TorchPredictor
-from kdpipe.robustness.attacks.method import Strongest, asked, margins
+from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.robustness.attacks.quiet import quiet
-from kdpipe.robustness.crafting import CurvePoint, Replay, Work, craft
-from kdpipe.robustness.evaluation import Judgement, Questions, Subject, judge
-from kdpipe.robustness.masking import checks_of_file
-from kdpipe.robustness.samples import Int64Array, Samples
+from kdpipe.robustness.crafting import Work
+from kdpipe.robustness.evaluation import Judgement, Questions
 from kdpipe.stages.adversarial_files import read_adversarial
+from kdpipe.stages.export import temperature_of
+from kdpipe.stages.file_judgement import File, file_judged
 from kdpipe.stages.judged_examples import write_examples
 from kdpipe.stages.score import EvaluateConfig, attacks_on, curve_on, finish, questions_of, strongest_of, summary, work_of, write_correct
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.targets.runtimes.runtime import Session, open_session
+from kdpipe.targets.runtimes.runtime import open_session
 
 VERSION = 1
 TOOLS = ("torch", "numpy", "pillow", "safetensors", "onnxruntime", "openvino")
@@ -36,17 +28,6 @@ UNAVAILABLE_FILE = "unavailable.json"
 
 _SOURCES = {"score-qat": "twin", "score-prune": "pruned", "score-distill": "student", "score-teacher": "teacher"}
 """score step to the model that its adversarial samples were made on; the nearest to the file first"""
-
-
-@dataclass(frozen=True)
-class File:
-    """One file to judge. `twin`: the network that it was made from; `replays`, `curve`: the adversarial samples it has to stand."""
-
-    model: str
-    path: Path
-    twin: nn.Module
-    replays: Sequence[Replay]
-    curve: Sequence[CurvePoint]
 
 
 def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
@@ -69,7 +50,7 @@ def run(inputs: Inputs, config: EvaluateConfig, context: Context) -> Path:
                 unavailable[need.name] = error
                 break
             with session:
-                judgement = _judged(session, file, samples, questions, config, work.of(f"{file.model}/{session.name}"))
+                judgement = file_judged(session, session.name, file, samples, questions, config, work.of(f"{file.model}/{session.name}"))
                 if not judgements and file.model == "int8":
                     write_examples(context.folder, session, samples, questions, strongest_of(file.replays))
             judgements[f"{file.model}/{session.name}/"] = judgement
@@ -91,49 +72,11 @@ def _files(inputs: Inputs, config: EvaluateConfig, questions: Questions, work: W
     found = {model: read_adversarial(artifacts[step], methods, questions, model, classes=classes) for step, model in steps.items()}
     replays = [replay for own, _ in found.values() for replay in own]
     curve = next((own for _, own in found.values()), [])
-    files = [File("int8", export / "model.onnx", load_network(artifacts["qat"]).module, replays, curve)]
+    files = [File("int8", export / "model.onnx", TorchPredictor(load_network(artifacts["qat"]).module), replays, curve, temperature_of(export))]
     if (export / "ptq.onnx").is_file():
         samples, twin = inputs.data.test, load_network(artifacts["qat"] / "ptq").module
         with quiet(twin):
             own = list(attacks_on(twin, "ptq twin", samples, questions, methods, with_rescaled=True, work=work))
             own_curve = curve_on(twin, samples, questions, config, work)
-        files.append(File("ptq", export / "ptq.onnx", twin, own + replays, own_curve))
+        files.append(File("ptq", export / "ptq.onnx", TorchPredictor(twin), own + replays, own_curve))
     return files
-
-
-def _judged(session: Session, file: File, samples: Samples, questions: Questions, config: EvaluateConfig, work: Work) -> Judgement:
-    subject = Subject(model=file.model, form="file", runtime=session.name, size_bytes=file.path.stat().st_size)
-    replays = list(file.replays)
-    if replays:
-        for name, method in config.black_box().items():
-            start = _strongest_replayed(session, replays, samples.labels, questions)
-            replays.append(
-                craft(
-                    method,
-                    name,
-                    asked(session),
-                    samples,
-                    questions.black_box,
-                    crafted_on="file",
-                    seed=questions.seed,
-                    batch_size=questions.batch_size,
-                    start=start,
-                    work=work,
-                )
-            )
-    judgement = judge(session, samples, questions, subject, replays=replays, curve=file.curve)
-    if not (config.masking and replays):
-        return judgement
-    checks = checks_of_file(session, TorchPredictor(file.twin), samples, questions, judgement, replays)
-    return Judgement(judgement.scorecard.model_copy(update={"masking": checks}), judgement.correct, judgement.survived)
-
-
-def _strongest_replayed(predictor: Predictor, replays: Sequence[Replay], labels: Int64Array, questions: Questions) -> Float32Array:
-    """For each black-box sample the replayed version that brings the file nearest to an error, or furthest into it."""
-    logits_of, own = asked(predictor), torch.from_numpy(labels[questions.black_box])
-    versions = [torch.from_numpy(replay.x_adv[np.searchsorted(replay.indices, questions.black_box)]) for replay in replays]
-    strongest = Strongest(versions[0])
-    for x_adv in versions:
-        strongest.offer(x_adv, margins(logits_of(x_adv), own))
-    found: Float32Array = strongest.x_adv.numpy()
-    return found

@@ -40,6 +40,11 @@ def interval(figure: Figure, places: int) -> str:
     return f" [{decimal(figure.low, places)},{NBSP}{decimal(figure.high, places)}]"
 
 
+def plain(figure: Figure) -> str:
+    """`0.213 [0.180, 0.251]` of a figure without unit, three decimals; or `not measured`."""
+    return "not measured" if figure.value is None else f"{decimal(figure.value, 3)}{interval(figure, 3)}"
+
+
 def value(figure: Figure) -> str:
     """`91.2 %` of a figure that was measured."""
     return f"{decimal(figure.value or 0.0, 1)}{NBSP}%"

@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.budgets import Verdict
-from kdpipe.pipeline.config import DEFAULT_TASK, task_model
 from kdpipe.pipeline.report import numbers, sections
+from kdpipe.pipeline.report.corruptions import corruptions_told, is_trained, trained_corruptions
 from kdpipe.pipeline.report.data import DataSection, data_section
 from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
@@ -173,7 +173,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
     judged = tuple(it for it in results.judged if it.target is None or it.target in names)
     shipped = tuple(sections.weakest(tail.files) for tail in tails if tail.files)
     beside_teacher = ((results.teacher,) if results.teacher else ()) + shipped
-    charts = tuple((_where(it), sections.reliability(it)) for it in beside_teacher)
+    charts = tuple((_where(it), chart(it)) for it in beside_teacher for chart in (sections.reliability, sections.risk_coverage))
     checks = sorted(((it, check) for it in judged for check in it.card.masking), key=lambda pair: (False, None, True).index(pair[1].passed))
     return Page(
         title=f"{build.name} · {target}" if target else build.name,
@@ -188,8 +188,8 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
         labels_told=_labels_told(build),
         pruning=pruning(build),
         epsilon=_epsilon_charts(results, tails),
-        heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it))) is not None),
-        trained_corruptions=_trained_corruptions(build),
+        heat=tuple(table for it in beside_teacher if (table := sections.heat(it, _where(it), corruptions_told(it, results.teacher))) is not None),
+        trained_corruptions=trained_corruptions(build),
         samples=tuple(found for tail in tails if tail.samples and (found := gallery(_gallery_name(tail), tail.samples, results.labels))),
         reliability=tuple((name, picture) for name, picture in charts if picture is not None),
         masking=tuple(checks),
@@ -269,14 +269,6 @@ def _epsilon_charts(results: Results, tails: Sequence[TargetResults]) -> tuple[s
     return tuple(charts)
 
 
-def _trained_corruptions(build: BuildResult) -> tuple[str, ...]:
-    """The corruptions that the task's augmentations train for, where the task can tell."""
-    values = build.config.get("task", {"data": "unknown"})
-    task = task_model(values.get("kind", DEFAULT_TASK), at="[task] kind").model_validate(values)
-    told: tuple[str, ...] = getattr(task, "trained_corruptions", ())
-    return told
-
-
 def _masking_told(checks: Sequence[MaskingCheck]) -> str:
     failed, unknown = sum(check.passed is False for check in checks), sum(check.passed is None for check in checks)
     passed = len(checks) - failed - unknown
@@ -322,12 +314,14 @@ _FILTERS: Mapping[str, Any] = {
     "percent": numbers.percent,
     "percent_with_n": numbers.percent_with_n,
     "points": numbers.points,
+    "plain": numbers.plain,
     "value": numbers.value,
     "bounds": numbers.bounds,
     "ms_bounds": numbers.ms_bounds,
     "kilobytes": numbers.kilobytes,
     "amount": numbers.amount,
     "count": numbers.count,
+    "is_trained": is_trained,
     "milliseconds": numbers.milliseconds,
     "significant": numbers.significant,
     "seconds": numbers.seconds,

@@ -10,6 +10,7 @@ from kdpipe.pipeline.report.curves import Curve, Point, line_chart
 from kdpipe.pipeline.report.latencies import latency_rows
 from kdpipe.pipeline.report.node_map import is_int8, node_map
 from kdpipe.pipeline.report.reliability import reliability_diagram
+from kdpipe.pipeline.report.risk_coverage import risk_coverage_chart
 from kdpipe.pipeline.report.staircase import Interval, Stair, accuracy_dots, size_bars
 from kdpipe.pipeline.results import Judged, Results, TargetResults
 from kdpipe.robustness.corruption import SEVERITIES
@@ -38,6 +39,7 @@ class Heat:
     name: str
     rows: Mapping[str, tuple[Figure | None, ...]]
     mean: Figure
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,13 @@ def _at_epsilon(judged: Judged, epsilon: float) -> Figure | None:
     return next((point.accuracy for point in judged.card.epsilon_curve if point.epsilon == epsilon), None)
 
 
-def heat(judged: Judged, name: str) -> Heat | None:
-    """The heat table of one model, called `name`; None where no corruption was asked for."""
+def heat(judged: Judged, name: str, told: tuple[str, ...] = ()) -> Heat | None:
+    """The heat table of one model, called `name`, with what is told below it; None where no corruption was asked for."""
     if not judged.card.corruptions:
         return None
     found = {(corruption.name, corruption.severity): corruption.accuracy for corruption in judged.card.corruptions}
     names = dict.fromkeys(corruption.name for corruption in judged.card.corruptions)
-    return Heat(name, {name: tuple(found.get((name, severity)) for severity in SEVERITIES) for name in names}, judged.card.corruption_mean)
+    return Heat(name, {name: tuple(found.get((name, severity)) for severity in SEVERITIES) for name in names}, judged.card.corruption_mean, told)
 
 
 def reliability(judged: Judged) -> Markup | None:
@@ -150,6 +152,12 @@ def reliability(judged: Judged) -> Markup | None:
     if not judged.card.reliability:
         return None
     return reliability_diagram(judged.name, judged.card.reliability, f"ECE {numbers.percent(judged.card.ece)}")
+
+
+def risk_coverage(judged: Judged) -> Markup | None:
+    """Risk against coverage of one model; None where it was not measured (older scorecards)."""
+    points = [point for point in judged.card.risk_coverage if point.risk.value is not None]
+    return risk_coverage_chart(judged.name, points, f"area {numbers.percent(judged.card.aurc)}") if points else None
 
 
 def latency_charts(tail: TargetResults) -> tuple[tuple[str, Markup], ...]:

@@ -20,7 +20,18 @@ from kdpipe.foundation.networks import InputContract, NetworkSpec
 from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.pipeline.steps import BuildResult, Step, StepResult
 from kdpipe.robustness.intervals import accuracy
-from kdpipe.robustness.scorecard import AttackFigure, CorruptionFigure, EpsilonPoint, Figure, MaskingCheck, ReliabilityBin, Scorecard
+from kdpipe.robustness.scorecard import (
+    AttackFigure,
+    CorruptionFigure,
+    CoveragePoint,
+    EpsilonPoint,
+    Figure,
+    MaskingCheck,
+    OodFigure,
+    ReliabilityBin,
+    Scorecard,
+    TemperatureEffect,
+)
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
 from kdpipe.stages.parity import Parity, compared
 from kdpipe.stages.prune import Cost, PruningReport, PruningStep
@@ -44,6 +55,14 @@ PRUNING = PruningReport(
     ),
     layers={"body.stem": ((1, 16), (1, 12))},
     whole={"body.head": "its channels are the network's outputs"},
+)
+_EFFECT = TemperatureEffect(
+    value=1.613,
+    nll_before=Figure(value=0.29, low=0.23, high=0.35, n=N),
+    ece_before=Figure(value=6.9, low=4.8, high=8.9, n=N),
+    brier_before=Figure(value=0.056, low=0.042, high=0.071, n=N),
+    nll_change=Figure(value=-0.08, low=-0.11, high=-0.05, n=N),
+    brier_change=Figure(value=-0.005, low=-0.008, high=-0.001, n=N),
 )
 CORRUPTIONS = {"gaussian-noise": 1.6, "jpeg": 0.4, "contrast": 1.0}
 
@@ -70,6 +89,10 @@ class BuildFolder:
     runs: int = 400
     kept: Literal["ptq", "qat"] = "qat"
     findings: tuple[LintFinding, ...] = ()
+    digest: int = 7
+    """stands for the content of the judged samples"""
+    graded: bool = True
+    """whether the clean answers' confidence, NLL and Brier score were kept"""
     weaker: dict[tuple[str, str], Model] = field(default_factory=dict)
     """what a file scores in one runtime where it is not as in `models`"""
     models: dict[str, Model] = field(
@@ -188,6 +211,18 @@ class BuildFolder:
                 ReliabilityBin(low=k / 15, high=(k + 1) / 15, n=n, confidence=(k + 0.5) / 15 if n else None, accuracy=min(1.0, (k + 1.1) / 15) if n else None)
                 for k, n in enumerate((0, 0, 2, 5, 8, 10, 12, 14, 17, 20, 26, 34, 52, 90, 250))
             ),
+            ece_mass=Figure(value=3.1, low=1.6, high=4.7, n=N),
+            brier=Figure(value=0.051, low=0.038, high=0.067, n=N),
+            aurc=Figure(value=0.4, low=0.2, high=0.8, n=N),
+            risk_coverage=tuple(
+                CoveragePoint(coverage=share, risk=Figure(value=3.1 * share**3, low=2.1 * share**3, high=4.6 * share**2, n=round(N * share)))
+                for share in (k / 20 for k in range(1, 21))
+            ),
+            temperature=_EFFECT if form == "file" and model == "int8" else None,
+            ood=tuple(
+                OodFigure(name="inverted", score=score, auroc=Figure(value=81.2, low=78.0, high=84.1, n=N), fpr95=Figure(value=61.5, low=55.2, high=67.0, n=N))
+                for score in ("max-softmax", "energy")
+            ),
             masking=(
                 MaskingCheck(name="stronger than random noise", passed=True, detail="pgd-20 72.8 %, random signs 96.1 %"),
                 MaskingCheck(name="accuracy near 0 at a huge epsilon", passed=False, detail="24.1 % at ε = 0.5, at most 10.0 % is expected"),
@@ -200,11 +235,17 @@ class BuildFolder:
         np.savez(folder / "correct.npz", **self.correct(model), **{"indices/attack": np.arange(N)})
 
     def _score_files(self, folder: Path, runtimes: tuple[str, ...]) -> None:
-        cards, arrays = [], {}
+        cards: list[Any] = []
+        arrays: dict[str, npt.NDArray[Any]] = {}
         for model in ("int8", "ptq"):
             for runtime in runtimes:
                 cards.append(self.card(model, "file", runtime).model_dump(mode="json"))
-                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in self.correct(model, runtime).items()}
+                correct = self.correct(model, runtime)
+                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in correct.items()}
+                arrays |= {f"{model}/{runtime}/{kind}": array for kind, array in _grades(correct["clean"]).items() if self.graded}
+        arrays |= {f"indices/{kind}": np.arange(N) for kind in ("attack", "black-box", "corruption")}
+        if self.graded:
+            arrays["digest/samples"] = np.full(32, self.digest, np.uint8)
         write_json(folder / "scorecards.json", cards)
         np.savez(folder / "correct.npz", **arrays)
         write_json(folder / "unavailable.json", {})
@@ -309,6 +350,13 @@ def _right(order: npt.NDArray[np.int64], percent: float) -> npt.NDArray[np.bool_
     right = np.zeros(N, bool)
     right[order[: max(0, round(N * percent / 100))]] = True
     return right
+
+
+def _grades(clean: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.float32]]:
+    """Two classes, and 0.9 for the one that is chosen."""
+    sure = np.full(N, 0.9)
+    label = np.where(clean, sure, 1 - sure)
+    return {name: array.astype(np.float32) for name, array in (("confidence", sure), ("nll", -np.log(label)), ("brier", 2 * (1 - label) ** 2))}
 
 
 def _latency(model: str, runtime: str, batch: int, threads: int, p50: float, runs: int) -> Latency:

@@ -1,10 +1,14 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from kdpipe.foundation.files import write_json
 from kdpipe.pipeline.budgets import Budgets, Verdict, check_budgets, exit_code
+from kdpipe.stages.device_quality import DeviceQuality
+from kdpipe.targets.measurements import DeviceFacts
 
 
 def _only(build_folder: Any, target: str = "cpu", **limits: float) -> Verdict:
@@ -17,7 +21,7 @@ def test_the_upper_bound_of_the_paired_drop_decides_and_not_the_drop(build_folde
     assert verdict.state == "missed"
     assert verdict.bound == pytest.approx(2.13, abs=0.01)
     assert "1.11 points" in verdict.reason
-    assert "paired, n = 540" in verdict.reason
+    assert verdict.reason.endswith("paired, n = 540; too few samples to show that the limit is kept: about 700 would, were the value the same")
 
 
 def test_a_drop_is_met_when_its_whole_interval_is_within_the_limit(build_folder: Any) -> None:
@@ -36,6 +40,7 @@ def test_the_lower_bound_of_robust_accuracy_decides(build_folder: Any) -> None:
     verdict = _only(build_folder, robust_accuracy=70.0)  # 72.8 % [68.9, 76.4]
     assert verdict.state == "missed"
     assert verdict.bound == pytest.approx(68.87, abs=0.01)
+    assert verdict.reason.endswith("n = 540; too few samples to show that the limit is kept: about 1,000 would, were the value the same")
 
 
 def test_the_size_is_counted_in_thousands_of_bytes(build_folder: Any) -> None:
@@ -103,3 +108,31 @@ def test_the_exit_code_tells_the_worst_fact_about_the_product(states: tuple[Any,
 def test_limits_out_of_range_and_unknown_ones_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Budgets(**wrong)
+
+
+def test_the_spread_of_the_accuracies_over_places_is_bounded(build_folder: Any) -> None:
+    build = build_folder.write()
+    name, limit = build.targets[0], Budgets(device_spread=3.0)
+    (verdict,) = check_budgets(build, {name: limit})
+    assert verdict.state == "met"
+    assert verdict.bound is not None
+    assert verdict.reason.startswith("2 places; ")
+
+    bench = build.results[f"bench@{name}"].folder
+    card = build_folder.card("int8", "file", "onnxruntime 1.32.0 CPU")
+    device = DeviceFacts(name="a72", kind="emulated", cpu="c", architecture="aarch64", instruction_sets=(), cores=1, memory_bytes=1, runtimes={})
+    quality = DeviceQuality(device=device, runtime="onnxruntime 1.32.0 CPU", clean=card.clean, agreement=card.clean)
+    write_json(bench / "device_quality.json", {"qualities": [quality.model_dump(mode="json")]})
+    correct = build_folder.correct("int8", None)["clean"].copy()
+    correct[np.flatnonzero(correct)[:54]] = False  # a tenth of the samples
+    np.savez(bench / "device_correct.npz", **{"a72/onnxruntime 1.32.0 CPU/clean": correct})
+    (verdict,) = check_budgets(build, {name: limit})
+    assert (verdict.state, verdict.unit) == ("missed", "points")
+    assert "3 places; " in verdict.reason
+    assert " minus onnxruntime on a72: 10.00 points, 95 % interval [" in verdict.reason
+
+
+def test_a_spread_over_one_place_is_not_checkable(build_folder: Any) -> None:
+    build = build_folder.write()
+    (verdict,) = check_budgets(build, {build.targets[1]: Budgets(device_spread=1.0)})
+    assert (verdict.state, verdict.reason) == ("not checkable", "the file was judged in one place only: name [targets.NAME] device or accuracy_on")

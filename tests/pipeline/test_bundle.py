@@ -15,7 +15,7 @@ from kdpipe.foundation.files import sha256_of
 from kdpipe.pipeline.bundle import write_bundle
 from kdpipe.pipeline.verify import verify_bundle
 
-EVERY_FILE = {"model.onnx", "contract.json", "scorecard.json", "bench.json", "manifest.json", "report.html", "predict.py"}
+EVERY_FILE = {"model.onnx", "contract.json", "scorecard.json", "answers.npz", "bench.json", "manifest.json", "report.html", "predict.py"}
 TIMED = {"bench.json", "report.html", "manifest.json"}
 
 # What predict.py may import beside the standard library: the guard stands in front of every other finder.

