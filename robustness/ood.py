@@ -128,7 +128,8 @@ def fpr95_figure(inside: Float64Array, outside: Float64Array, *, seed: int) -> F
 def _threshold(weights: Float64Array) -> Float64Array:
     """Of each resample of sorted scores (columns) the position of the highest one that 95 % reach."""
     kept = np.cumsum(weights[:, ::-1], axis=1) >= PASSING * weights.sum(axis=1, keepdims=True) - 1e-9
-    return (weights.shape[1] - 1 - kept.argmax(axis=1)).astype(np.float64)
+    positions: Float64Array = (weights.shape[1] - 1 - kept.argmax(axis=1)).astype(np.float64)
+    return positions
 
 
 def _passing(weights: Float64Array, first: Iterator[np.int64]) -> Float64Array:
