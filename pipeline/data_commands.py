@@ -60,7 +60,7 @@ def clean(
     ] = None,
     least_margin: Annotated[
         float, typer.Option("--least-margin", min=0, max=1, help="How much likelier than the given label the suggested one must be, a probability.")
-    ] = 0.0,
+    ] = 0.5,
     out: Annotated[str, typer.Option("--out", help="The manifest's file, in the project's folder.")] = "cleaned.json",
     undo: Annotated[bool, typer.Option("--undo", help="Write a manifest without decisions: the data are as they were.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be left out or relabelled.")] = False,

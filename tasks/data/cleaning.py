@@ -43,13 +43,17 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
     decisions: tuple[Decision, ...] = ()
 
 
+LEAST_MARGIN = 0.5
+"""Below, relabelling made labels worse than they were on Fashion-MNIST and CIFAR-10 (docs/data.md)."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a user wants done beyond what is safe. `splits`: where suspected labels are acted on; `least_margin`: how sure the suspicion must be, in [0, 1]."""
 
     suspected: Literal["keep", "drop", "relabel"] = "keep"
     splits: tuple[SplitName, ...] = ("train",)
-    least_margin: float = 0.0
+    least_margin: float = LEAST_MARGIN
 
 
 def decided(inspection: Inspection, wanted: Wanted) -> Manifest:

@@ -82,7 +82,7 @@ def test_suspected_labels_are_dropped_only_where_and_as_surely_as_was_said():
 
 
 def test_relabelling_gives_the_suggested_label_and_leaves_dropped_samples_dropped():
-    relabelled = decided(ALL, Wanted("relabel"))
+    relabelled = decided(ALL, Wanted("relabel", least_margin=0.1))
 
     assert [it for it in told(relabelled) if it[2] is not None] == [
         ("train", 8, 1, "suspected-label", "--relabel"),
@@ -100,7 +100,7 @@ def test_the_order_of_the_findings_does_not_matter_for_what_is_left_out(order):
 
 
 def test_kept_rows_and_labels_follow_the_decisions():
-    manifest = decided(ALL, Wanted("relabel"))
+    manifest = decided(ALL, Wanted("relabel", least_margin=0.1))
 
     kept, labels = kept_and_labels(manifest, "train", np.zeros(10, np.int64))
 

@@ -1,4 +1,4 @@
-"""The two distances of the outlier map."""
+"""The three distances by which an image is unlike the rest."""
 
 import numpy as np
 import pytest
@@ -24,6 +24,17 @@ def test_far_along_the_plane_and_off_the_plane_both_stand_out():
     assert scores[3] > LIMIT
     assert scores[4] > LIMIT
     assert (np.delete(scores, [3, 4]) > LIMIT).sum() <= 1
+
+
+def test_noise_among_smooth_images_stands_out_by_its_detail():
+    draws = np.random.default_rng(0)
+    smooth = np.repeat(np.repeat(draws.integers(0, 256, (300, 1, 7, 7)), 4, axis=2), 4, axis=3)
+    images = np.clip(smooth + draws.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+    images[9] = draws.integers(0, 256, (1, 28, 28))
+
+    scores = outlier_scores(images, np.arange(300, dtype=np.int64))
+
+    assert np.flatnonzero(scores > LIMIT).tolist() == [9]
 
 
 @pytest.mark.parametrize("count", [0, 1, 19])
