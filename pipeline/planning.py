@@ -174,11 +174,7 @@ def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> Bas
         return section.model_copy(update={"objective": objective, **_teaching(config)})
     if node.stage in ("score", "score-export"):
         filled: dict[str, Any] = {} if node.subject is None else {"subject": node.subject}
-        attack = getattr(objective, "attack", None)
-        for name in ("norm", "epsilon"):
-            if attack is not None and name not in section.model_fields_set:
-                filled[name] = getattr(attack, name)
-        return section.model_copy(update=filled)
+        return judged_as_trained(section, objective).model_copy(update=filled)
     if node.target is not None and machines:
         own = next((machine for machine in machines if machine.name == node.target.device), None)
         others = tuple(machine for machine in machines if machine.name in node.target.accuracy_on and machine is not own)
@@ -193,6 +189,14 @@ def _teaching(config: Config) -> dict[str, Any]:
         return {}
     told = {"teachers": distill.shares() or None, "mixture": distill.mixture}
     return {key: value for key, value in told.items() if value is not None}
+
+
+def judged_as_trained(section: BaseModel, objective: BaseModel) -> BaseModel:
+    """`[evaluate]` with the norm and the epsilon of the attack that the student was trained with, where it names none of its own."""
+    attack = getattr(objective, "attack", None)
+    if attack is None:
+        return section
+    return section.model_copy(update={name: getattr(attack, name) for name in ("norm", "epsilon") if name not in section.model_fields_set})
 
 
 def _identity(

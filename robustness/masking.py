@@ -52,9 +52,9 @@ def checks_of_network(
 
 
 def checks_of_file(
-    predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]
+    predictor: Predictor, twin: Predictor | None, samples: Samples, questions: Questions, judgement: Judgement, replays: Sequence[Replay]
 ) -> tuple[MaskingCheck, ...]:
-    """The checks that need no gradient: for a file that is judged by replays and by a black box. `twin`: the network it was made from."""
+    """The checks that need no gradient: for a file that is judged by replays and by searches. `twin`: the network that answers as it does, if there is one."""
     method = _strongest(replays).method
     survived = _survived_white_box(judgement, replays, questions)
     return (
@@ -99,27 +99,36 @@ def iterative_no_weaker_than_one_step(judgement: Judgement, replays: Sequence[Re
 
 
 def black_box_no_better(judgement: Judgement, replays: Sequence[Replay], questions: Questions) -> MaskingCheck:
-    """How many samples that stood against all other attacks fall to one that asks the model alone."""
+    """How many samples that stood against all attacks with gradients fall to those that only ask the model."""
     name = "a black-box attack finds no more than the others"
     black = [replay for replay in replays if not replay.method.needs_gradients]
     if not black:
         return MaskingCheck(name=name, passed=None, detail="no black-box attack was run")
-    stood = _survived_white_box(judgement, replays, questions)[np.searchsorted(questions.black_box, black[0].indices)]
-    felled = stood & ~judgement.survived[black[0].name, black[0].crafted_on]
-    detail = f"{black[0].name} fells {int(felled.sum())} of the {int(stood.sum())} that the others leave, n = {len(stood)}"
+    if len(black) == len(replays):
+        return MaskingCheck(name=name, passed=None, detail="nothing to compare with: no attack had gradients to follow")
+    stood = _survived_white_box(judgement, replays, questions)
+    felled = np.zeros_like(stood)
+    for replay in black:
+        felled[np.searchsorted(questions.black_box, replay.indices)] |= ~judgement.survived[replay.name, replay.crafted_on]
+    felled &= stood
+    names = " and ".join(dict.fromkeys(replay.name for replay in black))
+    detail = f"{names} {'fells' if len(black) == 1 else 'fell'} {int(felled.sum())} of the {int(stood.sum())} that the others leave, n = {len(stood)}"
     return MaskingCheck(name=name, passed=float(felled.mean()) <= _slack(len(felled)), detail=detail)
 
 
-def answers_as_twin(predictor: Predictor, twin: Predictor, samples: Samples, questions: Questions, replays: Sequence[Replay]) -> MaskingCheck:
+def answers_as_twin(predictor: Predictor, twin: Predictor | None, samples: Samples, questions: Questions, replays: Sequence[Replay]) -> MaskingCheck:
     """How often file and twin name the same class under the strongest replayed attack: replays say little of a file that differs from its twin."""
+    name = "the file answers as its twin under attack"
     replay = _strongest(replays)
+    if twin is None or not replay.method.needs_gradients:
+        return MaskingCheck(name=name, passed=None, detail="there is no twin of this file: nothing was crafted on a network that answers as it does")
     same = []
     for begin in range(0, len(replay.x_adv), questions.batch_size):
         x_adv = replay.x_adv[begin : begin + questions.batch_size]
         same.append(predictor(x_adv).argmax(axis=1) == twin(x_adv).argmax(axis=1))
     agreed = np.concatenate(same)
     detail = f"{_percent(agreed)} equal classes on {replay.name} from {replay.crafted_on}, at least {100 * _AGREED_SHARE:g} % are needed, n = {len(agreed)}"
-    return MaskingCheck(name="the file answers as its twin under attack", passed=float(agreed.mean()) >= _AGREED_SHARE, detail=detail)
+    return MaskingCheck(name=name, passed=float(agreed.mean()) >= _AGREED_SHARE, detail=detail)
 
 
 def falls_at_huge_epsilon(left: BoolArray, epsilon: float, classes: int) -> MaskingCheck:

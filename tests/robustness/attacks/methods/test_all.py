@@ -20,8 +20,10 @@ NAMES = {
     "cw": "cw-5x2",
     "fab-t": "fab-t-5x2",
     "fgsm": "fgsm",
+    "hopskipjump": "hopskipjump-400",
     "mi-fgsm": "mi-fgsm-5",
     "pgd": "pgd-5x2",
+    "rays": "rays-80",
     "square": "square-60",
 }
 
