@@ -14,6 +14,7 @@ from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
 from kdpipe.tasks.augmentations.augmix import augmix
+from kdpipe.tasks.augmentations.operations import OVERLAPS
 
 _LEAST = 1e-7  # of the mean's probabilities, as in the authors' code
 
@@ -37,6 +38,11 @@ class AugMixViews(Objective):
     width: int = Field(3, ge=1, le=10, description="chains that are mixed into a view")
     depth: int | None = Field(None, ge=1, le=10, description="operations in a chain; absent: 1 to 3 at random")
     overlapping: bool = Field(False, description="with operations that resemble the evaluation's corruptions: contrast, brightness, colour, sharpness")
+
+    @property
+    def trained_corruptions(self) -> tuple[str, ...]:
+        """None, unless operations that resemble them are allowed."""
+        return OVERLAPS if self.overlapping else ()
 
     def predictions(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """The student's logits on the batch and on two views of it, from one pass under common BatchNorm statistics, as in the authors' code."""

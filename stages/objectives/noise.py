@@ -13,6 +13,7 @@ from kdpipe.stages.objectives.divergence import widened
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
+from kdpipe.tasks.augmentations.operations import GAUSSIAN_NOISES
 
 
 def with_noise(x: Tensor, sigma: float, count: int, generator: torch.Generator) -> Tensor:
@@ -35,6 +36,11 @@ class Noise(Objective):
     noisy_share: Share = Field(Scheduled.constant(0.5), description="share of each batch that is noisy; number or schedule, in [0, 1]")
     temperature: Positive = Field(Scheduled.constant(4.0), description="T: softens both distributions; number or schedule, > 0")
     label_share: Share = Field(Scheduled.constant(0.1), description="a: share of the cross-entropy with the labels; number or schedule, in [0, 1]")
+
+    @property
+    def trained_corruptions(self) -> tuple[str, ...]:
+        """Those that are Gaussian, or nearly."""
+        return GAUSSIAN_NOISES
 
     def loss(self, step: Step) -> Loss:
         """Both terms at this point of the training."""

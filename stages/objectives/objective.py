@@ -144,6 +144,11 @@ class Objective(BaseModel, extra="forbid", frozen=True):
         return self.needs_teacher
 
     @property
+    def trained_corruptions(self) -> tuple[str, ...]:
+        """The corruptions of the evaluation that it makes itself, in the step: accuracy under them is not of the unseen."""
+        return ()
+
+    @property
     def teacher_roles(self) -> tuple[str, ...]:
         """What its teachers are to it (`robust`, `natural`), in the order of `step.teachers`; none where it has one, which several may be mixed into."""
         return ()

@@ -141,9 +141,16 @@ def test_a_build_without_pruning_has_no_such_section(build_folder: Any) -> None:
 def test_corruptions_that_were_trained_for_are_told_as_such(build_folder: Any) -> None:
     build = build_folder.write()
     varied = {**build.config, "task": {"kind": "image-classification", "data": "digits", "augment": ["flip", {"name": "noise", "std": 0.1}]}}
-    told = "Training images were varied by gaussian-noise : accuracy under that, and the mean, is not of the unseen."
-    assert told in Page(render(replace(build, config=varied), (), None)).text
-    assert "Training images were varied" not in Page(render(build, (), None)).text
+    text = Page(render(replace(build, config=varied), (), None)).text
+    assert (
+        "Training varied the images as gaussian-noise, gaussian-noise-c, shot-noise, speckle-noise do : accuracy under these (†), and the mean, is not of the unseen."
+        in text
+    )
+    assert "gaussian-noise †" in text
+    assert "gaussian-blur †" not in text
+    untold = Page(render(build, (), None)).text
+    assert "Training varied the images" not in untold
+    assert "†" not in untold
 
 
 def test_wrong_labels_made_on_purpose_are_told(build_folder: Any) -> None:
