@@ -122,7 +122,7 @@ class _Run:
     def _run_stage(self, planned: PlannedStep, inputs: Mapping[str, Path]) -> Artifact:
         step, config = planned.step, self.plan.config
         folder = self.store.work(step.fingerprint)
-        context = Context(folder, config.project, config.seed, self.plan.threads, self.progress, config.sections["distill"].cache)
+        context = Context(folder, config.project, config.seed, self.plan.threads, self.progress, getattr(config.sections["distill"], "cache", None))
         artifacts = {**inputs, "subject": next(iter(inputs.values()))} if step.stage == "score" else dict(inputs)
         profile = planned.target.profile if planned.target else None
         self.progress.say(f"{step.name}: {'; '.join(planned.why) or 'its artifact is gone'}")
