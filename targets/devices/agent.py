@@ -263,7 +263,8 @@ class EnergyCounter:
         if self.power_files:
             return [statistics.fmean(watts) * (now - begin) if watts else 0.0, runs, now - begin]
         after = self._microjoules()
-        joules = sum(self._grown(path, old, new) for path, old, new in zip(self.energy_files, before, after))  # noqa: B905  # Python 3.8 has no strict= / 1e6
+        grown = [self._grown(path, *values) for path, *values in zip(self.energy_files, before, after)]  # noqa: B905  # Python 3.8 has no strict=
+        joules = sum(grown) / 1e6
         return [joules, runs, now - begin]
 
     def _microjoules(self) -> list[int]:

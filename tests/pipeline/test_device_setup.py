@@ -1,0 +1,160 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
+from kdpipe.pipeline.config import read_devices
+from kdpipe.pipeline.device_records import record_of
+from kdpipe.pipeline.device_setup import add, examine, probe, remove, with_section, without_section
+from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
+
+TOML = '[project]\nname = "p"  # [devices.no]\n\n[targets.arm]\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "kdpipe.toml").write_text(TOML)
+    return tmp_path
+
+
+def given(board: Any, **more: object) -> dict[str, Any]:
+    return {**board.settings().model_dump(mode="json", exclude={"connect_seconds", "wait_seconds"}, exclude_none=True), **more}
+
+
+def added(folder: Path, values: dict[str, Any], name: str = "pi", *, yes: bool = True, replace: bool = False) -> list[str]:
+    said: list[str] = []
+    add(folder, name, values, replace=replace, confirm=lambda asked: bool(said.append(f"asked {asked}")) or yes, say=said.append)
+    return said
+
+
+def problem_of(error: KdpipeError, code: int) -> Any:
+    (problem,) = error.problems
+    assert error.exit_code == code
+    return problem
+
+
+def test_a_board_is_shown_by_its_fingerprint_pinned_reached_and_written(folder: Path, board: Any) -> None:
+    said = added(folder, given(board))
+    key = (board.folder / "hostkey.pub").read_text().rsplit(" ", 1)[0]
+    assert f"asked {fingerprint('x ' + key)}" in said
+    assert (folder / KNOWN_HOSTS).read_text() == f"kdpipe-pi {key}\n"
+    assert (folder / "kdpipe.toml").read_text().startswith(TOML)
+    settings = read_devices(folder)["pi"]
+    assert settings == board.settings(connect_seconds=15.0)
+    record = record_of(folder, "pi", settings)
+    assert record is not None
+    assert record.facts.kind == "ssh"
+    assert "asked" not in " ".join(added(folder, {}))  # a second time there is nothing to ask
+
+    checks = {check.name: check for check in examine(folder, "pi")}
+    assert all(check.ok is not False for check in checks.values())
+    assert checks["host key"].told.endswith(", as pinned")
+    assert checks["used"].do == 'below [targets.arm] write device = "pi"'
+    assert probe(folder, "pi").changes == ()
+
+    (folder / "kdpipe.toml").write_text((folder / "kdpipe.toml").read_text().replace("[targets.arm]\n", "[targets.arm]\ndevice = 'pi'\n"))
+    with pytest.raises(ConfigError) as caught:
+        remove(folder, "pi")
+    assert problem_of(caught.value, 2).do == "take it out of [targets.arm] first"
+    (folder / "kdpipe.toml").write_text((folder / "kdpipe.toml").read_text().replace("device = 'pi'\n", ""))
+    remove(folder, "pi")
+    assert (folder / "kdpipe.toml").read_text() == TOML
+    assert not (folder / KNOWN_HOSTS).exists()
+    assert record_of(folder, "pi", settings) is None
+
+
+def test_a_key_that_is_not_confirmed_leaves_everything_as_it_was(folder: Path, board: Any) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        added(folder, given(board), yes=False)
+    problem = problem_of(caught.value, 4)
+    assert (problem.message, problem.at) == ("the host key was not confirmed: nothing is pinned, nothing is written", "device pi")
+    assert problem.do == "compare the fingerprints, then try again"
+    assert [path.name for path in folder.iterdir()] == ["kdpipe.toml"]
+    assert (folder / "kdpipe.toml").read_text() == TOML
+
+
+def test_a_board_that_cannot_be_used_is_not_written_and_its_key_not_kept(folder: Path, board: Any) -> None:
+    with pytest.raises(UnavailableError, match="there is no"):
+        added(folder, given(board, python="/none/python"))
+    assert [path.name for path in folder.iterdir()] == ["kdpipe.toml"]
+
+
+def test_another_key_is_refused_until_it_is_meant(folder: Path, board: Any) -> None:
+    device = board.settings().device("pi", folder)
+    assert isinstance(device, SshDevice)
+    stranger = (board.folder / "stranger.pub").read_text().rsplit(" ", 1)[0]
+    device.pin(f"kdpipe-pi {stranger}")
+    with pytest.raises(UnavailableError) as caught:
+        added(folder, given(board))
+    problem = problem_of(caught.value, 4)
+    assert problem.message.startswith(f"the host key of {board.host} is not the one that was pinned: SHA256:")
+    assert problem.do == "if you know why: kdpipe devices add pi --replace"
+    assert device.pinned_key() == f"kdpipe-pi {stranger}"
+    added(folder, given(board), replace=True)
+    assert device.pinned_key() != f"kdpipe-pi {stranger}"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message", "do"),
+    [
+        ("-x", {"kind": "local"}, "a device cannot be called '-x'", "up to 100 letters"),
+        ("pi", {}, "there is no device 'pi' yet", "say how it is reached: --host USER@HOST"),
+        ("pi", {"kind": "shh"}, "there is no such kind of device", "did you mean 'ssh'?"),
+        ("pi", {"kind": "ssh", "host": "-oX"}, "--host: not a host name, address or alias, with or without 'user@' before it", "options of a device"),
+        ("pi", {"kind": "emulated", "cpu": "z80"}, "--cpu: not one of cortex-a53, cortex-a72, cortex-a76, neoverse-n1, Haswell", "options of a device"),
+    ],
+    ids=["name", "nothing said", "kind", "host", "cpu"],
+)
+def test_what_cannot_be_a_device_is_told(folder: Path, name: str, values: dict[str, Any], message: str, do: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        added(folder, values, name)
+    problem = problem_of(caught.value, 2)
+    assert problem.message == message
+    assert problem.at
+    assert problem.do.startswith(do)
+    assert (folder / "kdpipe.toml").read_text() == TOML
+
+
+def test_a_device_of_that_name_is_not_overwritten(folder: Path) -> None:
+    added(folder, {"kind": "local"}, "here")
+    with pytest.raises(ConfigError) as caught:
+        added(folder, {"kind": "emulated", "cpu": "Haswell"}, "here")
+    problem = problem_of(caught.value, 2)
+    assert problem.message == "there is a device 'here' already, with other settings"
+    assert problem.do == "kdpipe devices rm here, another name, or --replace"
+
+
+def test_a_section_goes_in_and_out_and_the_rest_stays() -> None:
+    values = {"kind": "ssh", "host": "a@b", "port": 22, "python": 'C:\\"x"'}
+    for text in (TOML, "", "[devices.other]\nkind = 'local'  # mine\n"):
+        for name in ("pi", "pi.local"):
+            written = with_section(text, name, values)
+            assert tomllib.loads(written)["devices"][name] == values
+            assert without_section(written, name, at=Path("kdpipe.toml")).strip() == text.strip()
+
+
+def test_a_section_that_cannot_be_cut_out_is_left() -> None:
+    with pytest.raises(ConfigError) as caught:
+        without_section("[devices]\npi = {kind = 'local'}\n", "pi", at=Path("kdpipe.toml"))
+    problem = problem_of(caught.value, 2)
+    assert problem.message == "[devices.pi] cannot be taken out of the file without touching the rest"
+    assert (problem.at, problem.do) == ("kdpipe.toml", "remove its lines by hand")
+
+
+def test_the_commands_tell_people_and_machines(folder: Path) -> None:
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-m", "kdpipe.pipeline", *arguments], capture_output=True, text=True, check=False, cwd=folder)
+
+    assert run("devices", "add", "here", "--kind", "local", "--json").returncode == 0
+    assert '"kind": "local"' in run("devices", "ls", "--json").stdout
+    doctor = run("devices", "doctor", "here")
+    assert doctor.returncode == 0
+    assert "ok   runtimes: onnxruntime " in doctor.stdout
+    told = run("devices", "probe", "nowhere")
+    assert told.returncode == 2
+    assert "error: unknown device 'nowhere'\n" in told.stderr
+    assert "do:  devices: here; kdpipe devices add nowhere makes one" in told.stderr
