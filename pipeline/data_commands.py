@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Check the data for copies, leaks, damage and wrong labels; clean them without touching the original.")
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. task.seed=3; repeat for several.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. project.seed=3; repeat for several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

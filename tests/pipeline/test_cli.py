@@ -12,7 +12,7 @@ from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.runner import run_plan
 from kdpipe.pipeline.store import Store
 
-COMMANDS = ["init", "build", "plan", "targets", "doctor", "report", "verify", "cache"]
+COMMANDS = ["init", "build", "plan", "targets", "doctor", "report", "verify", "cache", "data"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "openvino", "pydantic", "rich", "psutil", "matplotlib", "jinja2"}
 
 
@@ -35,7 +35,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     for command in COMMANDS:
-        told = _kdpipe(command, "--help") if command != "cache" else _kdpipe("cache", "gc", "--help")
+        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"]}.get(command, []), "--help")
         assert told.returncode == 0
         options = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.startswith("  --")]
         assert options
