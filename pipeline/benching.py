@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.randomness import numpy_stream
-from kdpipe.pipeline.config import read_devices
 from kdpipe.pipeline.device_records import keep, record_of
+from kdpipe.pipeline.device_sections import read_devices
 from kdpipe.pipeline.device_setup import require_device, seen_now_from
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
@@ -23,7 +23,7 @@ from kdpipe.stages.stage import Progress
 from kdpipe.targets import latency
 from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
-from kdpipe.targets.devices.device import Device, require_runtime_there
+from kdpipe.targets.devices.device import Device, require_runtime_there, runnable_there
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, ModelFile, StartRequest, Windows
 from kdpipe.targets.energy import energy
@@ -140,13 +140,17 @@ def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
     chosen = _bundles(bundles, basis)
     project = asked.project or basis.project or Path()
     found = _Found([], [], {bundle.name: {} for bundle in chosen}, [], [], [], [], [])
-    for name in dict.fromkeys(asked.devices):
-        device = _device(name, project)
+    devices = [_device(name, project) for name in dict.fromkeys(asked.devices)]
+    for device in devices:  # all are reached before the first is measured, which takes long
+        facts = device.facts()
+        found.devices.append(facts)
+        if not isinstance(device, LocalDevice):
+            _tell_changes(project, device.name, facts, progress)
+        for bundle in chosen:
+            _, missing = runnable_there(facts, bundle.profile.runtimes, at=f"device {device.name}")
+            found.not_measured += [f"{bundle.name}: {line}" for line in missing]
+    for device, facts in zip(devices, found.devices, strict=True):
         with device.connected():
-            facts = device.facts()
-            if name != HOST:
-                _tell_changes(project, name, facts, progress)
-            found.devices.append(facts)
             _accuracies(device, facts, chosen, basis, progress, found)
             _times(device, facts, chosen, basis, asked, progress, found)
     return Benched(
@@ -226,7 +230,7 @@ def _comparisons(bundles: Sequence[_Bundle], facts: DeviceFacts, asked: Asked) -
     groups: dict[tuple[str, int], list[tuple[_Bundle, RuntimeNeed]]] = {}
     for bundle in bundles:
         batch = bundle.profile.static_batch if bundle.profile.batch == "static" else asked.batch
-        for need in bundle.profile.runtimes:
+        for need in runnable_there(facts, bundle.profile.runtimes, at=bundle.name)[0]:
             groups.setdefault((need.name, batch), []).append((bundle, need))
     for (runtime, batch), members in groups.items():
         versions = [require_runtime_there(facts, need.name, need.versions, at=bundle.name) for bundle, need in members]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -19,22 +19,18 @@ from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.plugins import find, names
 from kdpipe.pipeline.budgets import Budgets
 from kdpipe.pipeline.device_records import dumped
+from kdpipe.pipeline.device_sections import FILE as FILE
+from kdpipe.pipeline.device_sections import FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of, tables_of
 from kdpipe.pipeline.problems import Section, checked, objective_fields, placed, unknown_key
 from kdpipe.pipeline.stages import StageModule, config_model
 from kdpipe.pipeline.toml_source import KeyPath, TomlSource, read_toml
-from kdpipe.targets.devices.device import PACKAGE as DEVICES
 from kdpipe.targets.devices.device import Settings as DeviceSettings
 from kdpipe.targets.profile import Profile, load_profile, profile_names
 from kdpipe.tasks.task import Task
 
-FILE = "kdpipe.toml"
 DEFAULT_TASK = "image-classification"
 DEFAULT_TARGET = "cpu"
-DEFAULT_DEVICE = "local"
 
-_FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_LONGEST_NAME = 100
-_FOLDER_NAME_RULE = f"up to {_LONGEST_NAME} letters, digits, '.', '_' and '-', the first a letter or digit"
 _TAKEN = "report.html"  # stands beside the targets' folders in dist/<project>/
 
 STAGE_SECTIONS = {"teacher": "teacher", "distill": "distill", "prune": "prune", "qat": "qat", "export": "export", "evaluate": "score", "bench": "bench"}
@@ -56,9 +52,9 @@ class ProjectConfig(BaseModel, extra="forbid", frozen=True):
 
     name: str | None = Field(
         None,
-        pattern=_FOLDER_NAME,
-        max_length=_LONGEST_NAME,
-        description=f"name of the project and of its folder in dist/, {_FOLDER_NAME_RULE}; default: the folder's name",
+        pattern=FOLDER_NAME,
+        max_length=LONGEST_NAME,
+        description=f"name of the project and of its folder in dist/, {FOLDER_NAME_RULE}; default: the folder's name",
     )
     seed: int = Field(0, ge=0, le=1_000_000_000, description="every random draw of the build follows from it")
     threads: int | None = Field(
@@ -144,7 +140,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
         model = config_model(stages[stage], stage)
         built[name] = section(name, model, objective_fields(model, values.get(name, {})))
     shared = section("budgets", Budgets)
-    devices, found = _devices(values.get("devices", {}), source)
+    devices, found = devices_of(values.get("devices", {}), source)
     problems += found
     resolved_targets, found = _targets(project, source, devices, shared or Budgets(), targets)
     problems += found
@@ -220,61 +216,11 @@ def _without_switch(name: str, values: Any) -> Any:
     return values
 
 
-def device_kinds() -> list[str]:
-    """The kinds of devices that ship."""
-    return names(DEVICES)
-
-
-def device_model(kind: str, *, at: str) -> type[BaseModel]:
-    """The model of `[devices.NAME]` for this kind; ConfigError where there is none."""
-    if ":" not in kind and kind not in device_kinds():
-        near = difflib.get_close_matches(kind, device_kinds(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError("there is no such kind of device", at=at, do=f"{hint}known: {', '.join(device_kinds())}; your own: package.module:Class")
-    model = find(DEVICES, kind, at=at)
-    if not (isinstance(model, type) and issubclass(model, BaseModel) and hasattr(model, "device")):
-        raise ConfigError("it is not a kind of device", at=at, do="name a pydantic model that is a kdpipe.targets.devices.device.Settings")
-    return model
-
-
-def read_devices(project: Path) -> dict[str, DeviceSettings]:
-    """The devices of the project alone, by name; ConfigError with every problem of their sections. Empty where there is no kdpipe.toml."""
-    path = project / FILE
-    source = read_toml(path) if path.is_file() else None
-    devices, problems = _devices(source.values.get("devices", {}), source) if source else ({}, [])
-    if problems:
-        raise ConfigError.gather(problems)
-    return devices
-
-
-def _devices(values: Any, source: TomlSource) -> tuple[dict[str, DeviceSettings], list[Problem]]:
-    tables, problems = _tables(values, ("devices",), source)
-    devices = {}
-    for name, table in tables.items():
-        path: KeyPath = ("devices", name)
-        kind = table.get("kind", DEFAULT_DEVICE)
-        place = source.at((*path, "kind"))
-        if not re.fullmatch(_FOLDER_NAME, name) or len(name) > _LONGEST_NAME:
-            problems.append(Problem(f"a device cannot be called {name!r}", source.at(path), f"its record is a file of that name: {_FOLDER_NAME_RULE}"))
-            continue
-        try:
-            model = device_model(str(kind), at=place)
-        except ConfigError as error:
-            problems += [Problem(f"kind = {kind!r}: {problem.message}", place, problem.do) for problem in error.problems]
-            continue
-        rest = table if "kind" in model.model_fields else {key: value for key, value in table.items() if key != "kind"}
-        device, found = checked(model, rest, Section(path, source))
-        problems += found
-        if device is not None:
-            devices[name] = cast("DeviceSettings", device)
-    return devices, problems
-
-
 def _targets(
     project: Path, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets, wanted: Sequence[str]
 ) -> tuple[dict[str, Target], list[Problem]]:
     """The wanted targets; a profile that ships needs no section. Those that are not wanted are checked all the same."""
-    tables, problems = _tables(source.values.get("targets", {}), ("targets",), source)
+    tables, problems = tables_of(source.values.get("targets", {}), ("targets",), source)
     known = list(dict.fromkeys([*tables, *profile_names()]))
     chosen = list(dict.fromkeys(wanted)) or list(tables) or [DEFAULT_TARGET]
     for name in chosen:
@@ -295,8 +241,8 @@ def _target(
     project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets
 ) -> tuple[Target | None, list[Problem]]:
     path: KeyPath = ("targets", name)
-    if not re.fullmatch(_FOLDER_NAME, name) or len(name) > _LONGEST_NAME or name == _TAKEN:
-        rule = f"it becomes a folder in dist/: {_FOLDER_NAME_RULE}, and not {_TAKEN}"
+    if not re.fullmatch(FOLDER_NAME, name) or len(name) > LONGEST_NAME or name == _TAKEN:
+        rule = f"it becomes a folder in dist/: {FOLDER_NAME_RULE}, and not {_TAKEN}"
         return None, [Problem(f"a target cannot be called {name!r}", source.at(path), rule)]
     section = Section(path, source)
     config, problems = checked(TargetConfig, table, section)
@@ -317,19 +263,10 @@ def _target(
     return Target(name, profile, own_profile, config.variant, config.device, shared.model_copy(update=own), config.accuracy_on), problems
 
 
-def _tables(values: Any, path: KeyPath, source: TomlSource) -> tuple[dict[str, Any], list[Problem]]:
-    """The sub-tables of `[targets]` or `[devices]` by name."""
-    if not isinstance(values, Mapping):
-        return {}, checked(BaseModel, values, Section(path, source))[1]
-    wrong = [name for name, table in values.items() if not isinstance(table, Mapping)]
-    problems = [Problem(f"{name} = … stands in [{path[0]}] itself", source.at((*path, name)), f"write it below [{path[0]}.NAME]") for name in wrong]
-    return {name: table for name, table in values.items() if name not in wrong}, problems
-
-
 def _name_of(project: Path) -> str:
     """The folder's name, made fit for a path in dist/."""
     kept = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in project.resolve().name)
-    return kept.strip(".-_")[:_LONGEST_NAME] or "project"
+    return kept.strip(".-_")[:LONGEST_NAME] or "project"
 
 
 def _order(problem: Problem, source: TomlSource) -> tuple[bool, int]:

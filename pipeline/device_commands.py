@@ -68,8 +68,8 @@ def add(
 @devices.command("ls")
 def ls(project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
     """List the devices of kdpipe.toml and what was seen of each when it was last reached; none is reached now."""
-    from kdpipe.pipeline.config import read_devices
     from kdpipe.pipeline.device_records import dumped, record_of
+    from kdpipe.pipeline.device_sections import read_devices
 
     found = {name: (settings, record_of(project, name, settings)) for name, settings in read_devices(project).items()}
     if as_json:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
-from kdpipe.pipeline.config import FILE, device_model, read_devices
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
+from kdpipe.pipeline.device_sections import FILE, device_model, read_devices
 from kdpipe.targets.devices.device import Device, Settings
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint

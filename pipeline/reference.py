@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 
 from kdpipe.foundation.plugins import find, names
 from kdpipe.pipeline.budgets import Budgets
-from kdpipe.pipeline.config import DEFAULT_TASK, FILLED, STAGE_SECTIONS, ProjectConfig, TargetConfig, device_kinds, device_model, task_model
+from kdpipe.pipeline.config import DEFAULT_TASK, FILLED, STAGE_SECTIONS, ProjectConfig, TargetConfig, task_model
+from kdpipe.pipeline.device_sections import device_kinds, device_model
 from kdpipe.pipeline.problems import interval
 from kdpipe.pipeline.stages import StageModule, config_model, load_stages
 from kdpipe.robustness.attacks.attack import Attack

@@ -12,7 +12,7 @@ from kdpipe.foundation.errors import UnavailableError
 from kdpipe.robustness.intervals import BoolArray, Difference, accuracy, paired_difference
 from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages.stage import Progress
-from kdpipe.targets.devices.device import Device, require_runtime_there
+from kdpipe.targets.devices.device import Device, runnable_there
 from kdpipe.targets.devices.messages import PredictRequest
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import RuntimeNeed
@@ -54,14 +54,15 @@ class Judged:
 def judged_on(
     device: Device, facts: DeviceFacts, model: Path, needs: Sequence[RuntimeNeed], split: Split, progress: Progress, *, hint: Hint
 ) -> Iterator[Judged]:
-    """The file in each runtime on the device, over the whole split, batch by batch.
+    """The file in each of its runtimes that the device has, over the whole split, batch by batch; those that it has not are said.
 
-    Raises UnavailableError when a runtime is missing there or is of another version than needed, and as `Device.predict`.
+    Raises UnavailableError when it has none, or one in another version than needed, and as `Device.predict`.
     """
-    for need in needs:
-        require_runtime_there(facts, need.name, need.versions, at=f"device {device.name}")
+    there, missing = runnable_there(facts, needs, at=f"device {device.name}")
+    for line in missing:
+        progress.say(f"accuracy on {device.name}: {line}")
     with device.connected():
-        for need in needs:
+        for need in there:
             yield _judged(device, facts, model, need, split, progress, hint)
 
 

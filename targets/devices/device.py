@@ -4,7 +4,7 @@ A kind of device is one file here whose `plugin` is the model of its `[devices.N
 is `kind = "package.module:Class"`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.messages import Facts, Message, PredictRequest, Request
 from kdpipe.targets.instruction_sets import ARCHITECTURES, named
 from kdpipe.targets.measurements import DeviceFacts
+from kdpipe.targets.profile import RuntimeNeed
 
 PACKAGE = "kdpipe.targets.devices"
 Command = Literal["probe", "bench", "start", "energy"]
@@ -112,6 +113,17 @@ def require_runtime_there(facts: DeviceFacts, runtime: str, versions: str, *, at
     if not SpecifierSet(versions).contains(there, prereleases=True):
         raise UnavailableError(f"device {facts.name} has {runtime} {there}, {versions} is needed", at=at, do=f"install it there, in its Python {install}")
     return there
+
+
+def runnable_there(facts: DeviceFacts, needs: Sequence[RuntimeNeed], *, at: str) -> tuple[list[RuntimeNeed], list[str]]:
+    """The runtimes of `needs` that the device has, and for each that it has not, what is so not measured.
+
+    Raises UnavailableError where it has none of them, or has one in a version that is not in the range.
+    """
+    there = [need for need in needs if need.name in facts.runtimes]
+    for need in there or needs:
+        require_runtime_there(facts, need.name, need.versions, at=at)
+    return there, [f"not measured: {need.name} is not installed on device {facts.name}" for need in needs if need not in there]
 
 
 def device_facts(name: str, kind: str, told: Facts) -> DeviceFacts:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
-from kdpipe.pipeline.config import read_devices
 from kdpipe.pipeline.device_records import record_of
+from kdpipe.pipeline.device_sections import read_devices
 from kdpipe.pipeline.device_setup import add, examine, probe, remove, with_section, without_section
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 
