@@ -200,7 +200,10 @@ def test_nothing_is_attacked_or_corrupted_that_was_not_asked_for(tmp_path, data,
     card, correct, _ = scored(tmp_path, data, folders["student"], config)
     assert card.robust.reason == "not measured: no attacks were asked for"
     assert (card.attacks, card.epsilon_curve, card.masking, card.corruptions) == ((), (), (), ())
-    assert sorted(correct.files) == ["clean", "indices/attack", "indices/black-box", "indices/corruption"]
+    indices = ["indices/attack", "indices/black-box", "indices/corruption"]
+    assert sorted(correct.files) == sorted(["clean", "confidence", "nll", "brier", "digest/samples", *indices])
+    assert {correct[name].dtype for name in ("confidence", "nll", "brier")} == {np.dtype(np.float32)}
+    assert correct["digest/samples"].shape == (32,)
     assert json.loads((tmp_path / "samples.json").read_text())["attack"] is None
 
 
