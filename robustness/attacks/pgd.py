@@ -95,7 +95,7 @@ def _l2_steps(x: Tensor, x_adv: Tensor, loss_of: LossOf, attack: Attack) -> Tens
 def losses_and_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> tuple[Tensor, Tensor]:
     """The samples' losses (n,) and the input's gradient (n, *shape), both detached; `x_adv` becomes a leaf that requires one.
 
-    Raises ConfigError when a loss is not finite; `step`, from 0, says when.
+    Raises ConfigError when a loss is not finite or a gradient is NaN; `step`, from 0, says when.
     """
     with torch.enable_grad():
         losses = loss_of(x_adv.requires_grad_())
@@ -109,4 +109,10 @@ def losses_and_gradient(x_adv: Tensor, loss_of: LossOf, step: int) -> tuple[Tens
         if not total.requires_grad:  # the network cuts its graph: there is nothing to follow, and `masking` tells of it
             return losses.detach(), torch.zeros_like(x_adv)
         (gradient,) = torch.autograd.grad(total, x_adv, materialize_grads=True)
+    if torch.isnan(gradient).any():  # its loss is finite all the same: a root at 0, an infinity times 0; the samples would become NaN unsaid
+        raise ConfigError(
+            f"the attack's gradient is NaN at step {step + 1}",
+            at="the network under attack",
+            do="an operation of it has no gradient where it is asked (a root or a norm at 0): add a small constant there, or use a black-box attack",
+        )
     return losses.detach(), gradient

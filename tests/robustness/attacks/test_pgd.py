@@ -178,3 +178,14 @@ def test_a_network_without_input_gradient_stays_at_its_start():
     for norm in ("linf", "l2"):
         x_adv = maximise(x, lambda z: layer(z.round()).sum(1) + 0 * z.sum(1), Attack(norm=norm, epsilon=0.2, start="none"), generator())
         assert torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_that_is_nan_is_told_though_its_loss_is_finite(norm):
+    rooted = lambda x: (x - x.detach()).sqrt().sum(1)  # noqa: E731  # a root at 0: infinity times 0
+    with pytest.raises(ConfigError) as caught:
+        maximise(torch.rand(2, 3), lambda x: rooted(x) * 0, Attack(norm=norm, steps=1), generator())
+    problem = caught.value.problems[0]
+    assert problem.message == "the attack's gradient is NaN at step 1"
+    assert problem.at == "the network under attack"
+    assert "use a black-box attack" in problem.do
