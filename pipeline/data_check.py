@@ -169,7 +169,7 @@ def _checked(loaded: Drawn | DataSplits, folder: Path) -> "Checked":
 
 
 def _short(path: Path, folder: Path) -> str:
-    absolute = path.resolve()
+    absolute = path.absolute()  # not resolved: a link is told by its own name
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from kdpipe.foundation.errors import ConfigError
@@ -238,3 +239,28 @@ def test_a_cleaning_that_would_empty_a_class_is_refused(project: Path) -> None:
     assert problem.message == "nothing of class '0' would be left in validation"
     assert problem.at == str(project / "cleaned.json")
     assert problem.do == "raise --least-margin, or leave the suspected labels: run it without --drop-suspected and --relabel"
+
+
+def test_files_that_are_gone_or_of_another_size_are_found_and_left_out(tmp_path: Path) -> None:
+    project, draws = tmp_path, np.random.default_rng(0)
+    for label in ("ant", "bee"):
+        (project / "animals" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(draws.integers(0, 256, (12, 10, 3), np.uint8)).save(project / "animals" / label / f"{number:04}.png")
+    (project / "animals" / "ant" / "0003.png").write_bytes(b"no image")
+    (project / "animals" / "bee" / "0001.png").unlink()
+    (project / "animals" / "bee" / "0001.png").symlink_to("nowhere.png")
+    Image.new("RGB", (3, 5)).save(project / "animals" / "bee" / "0002.png")
+    (project / "kdpipe.toml").write_text('[task]\ndata = "animals"\n')
+
+    found = check(project, labels=False).inspection
+    told = {finding.samples[0].at: finding.what for finding in found.of("unreadable")}
+    clean(project)
+    data = ImageClassification.model_validate({"data": "animals", "cleaned": "cleaned.json"}).load(project, 0)
+
+    assert told == {
+        "animals/ant/0003.png": "not a readable PNG, JPEG or BMP image",
+        "animals/bee/0001.png": "cannot read the image: No such file or directory",
+        "animals/bee/0002.png": "images of unequal size: 3x5 here, 10x12 before",
+    }
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 37
