@@ -16,6 +16,7 @@ from kdpipe.pipeline.config import DEFAULT_TASK, FILE, read_config, task_model
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.pipeline.planning import judged_as_trained, physical_cores
 from kdpipe.pipeline.stages import load_stages
+from kdpipe.robustness.corruption import SETS
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages.score import EvaluateConfig
 
@@ -144,15 +145,19 @@ def _settings(config: EvaluateConfig, asked: Asked) -> EvaluateConfig:
         "epsilon": asked.epsilon,
         "attack_samples": asked.n,
         "corruption_samples": asked.n,
-        "corruptions": asked.corruptions[0] if asked.corruptions is not None and len(asked.corruptions) == 1 else asked.corruptions,
+        "corruptions": None if asked.corruptions is None else _corruptions(asked.corruptions),
         "decision_queries": asked.decision_queries,
     }
-    if named["corruptions"] is not None and not isinstance(named["corruptions"], str | list | tuple):
-        named["corruptions"] = list(named["corruptions"])
     given = {key: value for key, value in named.items() if value is not None}
     if asked.norm is not None and asked.epsilon is None and asked.norm != config.norm:
         given["epsilon"] = None  # an epsilon means nothing in another norm: that norm's default
     return _validated(config, given)
+
+
+def _corruptions(names: Sequence[str]) -> str | tuple[str, ...]:
+    """As `[evaluate] corruptions` writes them: a set, or a folder of files, stands alone."""
+    alone = len(names) == 1 and (names[0] in SETS or "/" in names[0])
+    return names[0] if alone else tuple(names)
 
 
 def _validated(config: EvaluateConfig, given: dict[str, Any]) -> EvaluateConfig:

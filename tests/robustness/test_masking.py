@@ -160,3 +160,64 @@ def test_details_tell_numbers_and_n(robust_net, unseen):
     assert all("n = 120" in check.detail for check in found.values())
     assert "at ε = 0.5, at most 25.0 % is expected" in found[HUGE].detail
     assert np.isfinite(float(found[REPEAT].detail.split()[5].rstrip(",")))
+
+
+def scaled(factor):
+    return lambda network: lambda x: network(x) * factor
+
+
+def rounded(levels):
+    return lambda network: lambda x: network((x * levels).round() / levels)
+
+
+def noisy(sigma):
+    return lambda network: lambda x: network(x + sigma * torch.randn_like(x))
+
+
+BROKEN = {
+    "logits times 30": scaled(30),
+    "logits times 1e4": scaled(1e4),
+    "logits that explode": scaled(1e30),
+    "logits over 1e8": scaled(1e-8),
+    "input in 3 grey levels": rounded(2),
+    "input in 5 grey levels": rounded(4),
+    "a little noise": noisy(0.01),
+    "much noise": noisy(0.2),
+    "graph cut": lambda network: lambda x: network(x.detach()),
+    "gradient of zeros": lambda network: lambda x: network(x.detach() + 0 * (x - x.detach())),
+    "gradient reversed": lambda network: lambda x: network(2 * x.detach() - x),
+}
+
+
+class Defended(Wrapped):
+    def __init__(self, network, defence):
+        super().__init__(network)
+        self.defence = defence(network)
+
+    def forward(self, x):
+        return self.defence(x)
+
+
+@pytest.mark.parametrize("defence", BROKEN)
+def test_no_broken_defence_slips_through(robust_net, unseen, defence):
+    torch.manual_seed(0)
+    found, _ = checks(Defended(robust_net, BROKEN[defence]), unseen)
+    assert failed(found), found
+
+
+def test_a_linear_model_whose_optimum_is_known_is_not_flagged(unseen, four_digits):
+    """Its gradient is the same everywhere: one step reaches the closed-form optimum, and nothing finds more."""
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with torch.no_grad():
+        network[1].weight.copy_(0.1 * torch.randn(4, 64, generator=generator))
+        network[1].bias.zero_()
+    x, labels = torch.from_numpy(four_digits.images[:360]), torch.from_numpy(four_digits.labels[:360])
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+    found, judgement = checks(network.eval().requires_grad_(False), unseen, epsilon=0.05)
+    assert not failed(found), found
+    assert 20 < judgement.scorecard.robust.value < judgement.scorecard.clean.value
