@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
+from kdpipe.pipeline.advice_command import advise
 from kdpipe.pipeline.data_commands import data
 from kdpipe.pipeline.device_commands import bench, devices
 from kdpipe.pipeline.printing import print_json as _print_json
@@ -39,6 +40,7 @@ app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(devices, name="devices")
 app.command()(bench)
+app.command()(advise)
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="A target to build for; repeat for several.", show_default="all of kdpipe.toml")]
@@ -61,10 +63,13 @@ def init(
 
     written = initialise(folder, task=task, data=data)
     if as_json:
-        _print_json({"path": str(written.path), "choices": [{"choice": choice, "because": why} for choice, why in written.choices]})
+        rests_on = {choice.what: choice.evidence for choice in written.advice}
+        told = [{"choice": choice, "because": why, "evidence": rests_on.get(choice)} for choice, why in written.choices]
+        _print_json({"path": str(written.path), "choices": told})
         return
     for choice, why in written.choices:
         _say(f"{choice}: {why}")
+    _say("what each choice rests on, what the build will cost, other goals and budgets: kdpipe advise")
     print(f"wrote {written.path}")
     _say(f"next: kdpipe build{'' if folder.resolve() == Path().resolve() else f' --project {folder}'}")
 
