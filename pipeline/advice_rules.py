@@ -165,8 +165,8 @@ def _reach(name: str, table: Table, facts: Facts) -> str:
     recipe = table.recipe
     own = "" if facts.colour == table.colour else f"; it is {'colour' if table.colour else 'grey'}, these data are not: no evidence on images like them"
     made = f"epsilon {recipe.epsilon:.4g}, {recipe.train_samples:,} training samples, {recipe.epochs} epochs, a robust teacher"
-    return f"docs/results.md, {name}: int8 files, {table.attacked} test samples attacked, {made}, one seed "
-        f"(how training draws change the order was not measured){own}"
+    one_seed = "one seed (how training draws change the order was not measured)"
+    return f"docs/results.md, {name}: int8 files, {table.attacked} test samples attacked, {made}, {one_seed}{own}"
 
 
 def teacher_for(objective: str) -> str:
@@ -377,7 +377,8 @@ RULES = (
     Rule(
         "schedule",
         f"As many samples seen as in the figures, {EPOCHS[0]} to {EPOCHS[1]} epochs, their batch size and rates; "
-        f"below {ENOUGH_FOR_THE_RECIPE:,} training samples about {SAMPLES_TO_SEE:,} seen with the defaults. Half the epochs for the teacher, a quarter for each fine-tuning.",
+        f"below {ENOUGH_FOR_THE_RECIPE:,} training samples about {SAMPLES_TO_SEE:,} seen with the defaults. "
+        "Half the epochs for the teacher, a quarter for each fine-tuning.",
         "the recipe of the table",
         "neither longer trainings nor other rates were measured; small sets: customary",
     ),
