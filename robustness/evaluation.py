@@ -1,7 +1,7 @@
 """A model judged: the scorecard of any `Predictor` on given questions, and for every question which samples it got right.
 
 Robust means right on the clean sample and on every adversarial version of it that was tried: the per-sample worst case, so that
-no figure for robustness can exceed the clean one. What is counted how: docs/robust-numbers.md.
+no figure for robustness can exceed the clean one. What is counted how: docs/robustness.md.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""docs/robust-numbers.md names every attack, corruption and check that there is."""
+"""docs/robustness.md names every attack, corruption and check that there is."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from kdpipe.foundation.plugins import names
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "robust-numbers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("package", ["kdpipe.robustness.attacks.methods", "kdpipe.robustness.corruptions"])
