@@ -87,11 +87,12 @@ class Store:
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             try:
                 artifact = self.find(folder.name)
-            except VerificationError:
-                continue  # told when a build wants it; a list of what is usable does without
+                written_ns = (folder / RECORD_FILE).stat().st_mtime_ns  # tells two apart that were finished in one second
+            except (VerificationError, FileNotFoundError):
+                continue  # told when a build wants it, or removed by another process; a list of what is usable does without
             if artifact is not None:
-                found.append(artifact)
-        yield from sorted(found, key=lambda artifact: (artifact.record.finished, artifact.record.fingerprint))
+                found.append((artifact.record.finished, written_ns, artifact.record.fingerprint, artifact))
+        yield from (artifact for *_, artifact in sorted(found, key=lambda it: it[:3]))
 
     def damage(self, fingerprint: str, *, thorough: bool) -> str | None:
         """What is wrong with an artifact that is there (`damaged: weights.safetensors`), or None.

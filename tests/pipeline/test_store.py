@@ -123,6 +123,14 @@ def test_artifacts_are_listed_oldest_first_and_unreadable_ones_left_out(store: S
     assert [artifact.record.fingerprint[:2] for artifact in store.artifacts()] == ["02", "01"]
 
 
+def test_of_two_artifacts_finished_in_one_second_the_one_written_first_is_older(store: Store) -> None:
+    for number in (9, 1, 5):
+        path = _committed(store, f"{number:02x}" * 32).folder / "artifact.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2025-01-01T00:00:00Z"}))
+        os.utime(path, ns=(0, 1_000_000_000 + 10 - number))
+    assert [artifact.record.fingerprint[:2] for artifact in store.artifacts()] == ["09", "05", "01"]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
