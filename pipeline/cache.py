@@ -1,10 +1,13 @@
-"""What the store holds, and what of it can go: everything that the latest builds of the project do not use."""
+"""What the store holds, and what of it can go: everything that the latest builds of the project do not use.
+
+The teachers' kept logits (`[distill.cache]`) belong to no one build: a table goes when no training has read it for long enough.
+"""
 
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kdpipe.foundation.files import told_disk_errors
@@ -12,6 +15,7 @@ from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Store
 
 _BUILDS = "builds"
+_TABLES = "targets"  # as kdpipe.stages.target_cache.FOLDER has it, which would import torch; a test compares them
 _SHARED = "-"  # the builds that stop before any target
 _GOING = "removed-"
 _DAY_SECONDS = 86_400.0
@@ -30,8 +34,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class KeptLogits:
+    """A table of a teacher's logits on the training split. `used`: when a training last read or wrote it, UTC, ISO 8601."""
+
+    name: str
+    size_bytes: int
+    used: str
+
+
+@dataclass(frozen=True)
 class Removal:
-    """A folder that can go, and why. `what`: 'artifact distill', 'interrupted work', 'damaged artifact'."""
+    """A folder or file that can go, and why. `what`: 'artifact distill', 'interrupted work', 'damaged artifact', 'teacher logits'."""
 
     what: str
     folder: Path
@@ -67,8 +80,13 @@ def entries(store: Store) -> list[Entry]:
     ]
 
 
+def kept_logits(store: Store) -> list[KeptLogits]:
+    """All tables of teachers' logits, that unused longest first."""
+    return [KeptLogits(path.stem, size, datetime.fromtimestamp(used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")) for path, size, used in _tables(store)]
+
+
 def removable(store: Store, *, keep_days: float) -> list[Removal]:
-    """What `collect` would remove: unused artifacts, work of unfinished steps and damaged artifacts, each older than `keep_days`."""
+    """What `collect` would remove: unused artifacts, work of unfinished steps, damaged artifacts and teachers' logits, each older than `keep_days`."""
     return [removal for _, removal in _removable(store, keep_days)]
 
 
@@ -100,6 +118,9 @@ def _removable(store: Store, keep_days: float) -> Iterator[tuple[str | None, Rem
     for folder in _folders(store.damaged_folder):
         if folder.stat().st_ctime <= before:  # when it was set aside: the rename
             yield None, Removal("damaged artifact", folder, _size(folder))
+    for path, size, used_last in _tables(store):
+        if used_last <= before:
+            yield None, Removal("teacher logits", path, size)
 
 
 def _used(store: Store) -> set[str]:
@@ -107,8 +128,23 @@ def _used(store: Store) -> set[str]:
     return {fingerprint for note in notes for used in note.values() for fingerprint in used}
 
 
+def _tables(store: Store) -> list[tuple[Path, int, float]]:
+    """Path, bytes and time of the last use of each table, that unused longest first; what another process removes meanwhile is not there."""
+    found = []
+    for path in (store.home / _TABLES).glob("*.safetensors"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        found.append((path, status.st_size, status.st_mtime))
+    return sorted(found, key=lambda it: (it[2], it[0]))
+
+
 def _remove(folder: Path, home: Path) -> None:
-    """Renamed out of sight first, so that a kill leaves nothing half-removed where it would be looked for."""
+    """A folder is renamed out of sight first, so that a kill leaves nothing half-removed where it would be looked for."""
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
     gone = home / f"{_GOING}{folder.name}"
     folder.rename(gone)
     shutil.rmtree(gone)

@@ -1,15 +1,18 @@
 import json
+import os
 import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from kdpipe.pipeline.cache import collect, entries, note_build, removable
+from kdpipe.pipeline.cache import collect, entries, kept_logits, note_build, removable
 from kdpipe.pipeline.planning import Plan
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.runner import run_plan
 from kdpipe.pipeline.store import Store
+from kdpipe.stages.target_cache import FOLDER, Table
 
 
 @pytest.fixture
@@ -101,7 +104,24 @@ def test_what_a_killed_removal_left_goes_the_next_time(store: Store) -> None:
     assert not left.exists()
 
 
+def test_teachers_logits_are_listed_and_go_once_no_training_has_read_them_for_long(store: Store) -> None:
+    tables = [Table(store.home.parent / FOLDER, {"weights": name}, most_mb=1) for name in ("old", "new")]
+    for table, rows in zip(tables, (300, 200), strict=True):
+        table.write(torch.zeros(rows, 10), lambda told: None)
+    before = time.time() - 3 * 86400
+    os.utime(tables[0].path, (before, before))
+    old, new = kept_logits(store)
+    assert (old.name, new.name) == (tables[0].path.stem, tables[1].path.stem)
+    assert old.size_bytes == tables[0].path.stat().st_size > 12_000
+    assert old.used == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(before))
+    assert [(removal.what, removal.folder) for removal in removable(store, keep_days=2)] == [("teacher logits", tables[0].path)]
+    assert collect(store, keep_days=4) == []
+    assert [removal.size_bytes for removal in collect(store, keep_days=2)] == [old.size_bytes]
+    assert list((store.home.parent / FOLDER).iterdir()) == [tables[1].path]
+
+
 def test_an_empty_store_has_nothing(store: Store) -> None:
     assert entries(store) == []
+    assert kept_logits(store) == []
     assert collect(store, keep_days=0) == []
     assert not store.folder.exists()
