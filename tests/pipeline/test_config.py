@@ -273,6 +273,7 @@ def test_a_projects_name_that_no_folder_can_have_says_what_it_may_be(tiny: Modul
 def test_a_misspelt_augmentation_is_answered_with_the_nearest(tiny: ModuleType) -> None:
     for written in ('["flipp"]', '[{ name = "flipp" }]'):
         problem = _one(tiny, PROJECT.replace('data = "digits"', f'data = "digits"\naugment = {written}'))
-        assert problem.message == 'augment[0] is called "flipp", which is not one of "flip", "crop", "noise", "blur"'
+        known = ", ".join(f'"{name}"' for name in ("flip", "crop", "noise", "blur", "cutout", "randaugment", "augmix"))
+        assert problem.message == f'augment[0] is called "flipp", which is not one of {known}'
         assert problem.at == "kdpipe.toml:8"
         assert problem.do == 'did you mean "flip"?'
