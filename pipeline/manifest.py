@@ -18,7 +18,8 @@ def manifest(build: BuildResult, target: str, folder: Path) -> dict[str, Any]:
     """The manifest of the bundle in `folder`, every file of which is there by now but the manifest itself.
 
     `files`: path in the bundle to sha256 and size; `data`, `code`, `configuration`, `profile`: digests, the configuration
-    also whole; `labels`: how many were made wrong on purpose, where any were; `tools`: every distribution that could change a step's output; `steps`: fingerprints; `command`: what makes it again.
+    also whole; `labels`: how many were made wrong on purpose, where any were; `tools`: every distribution that could change
+    a step's output; `steps`: fingerprints; `command`: what makes it again.
     """
     steps = [result.step for result in build.results.values() if result.step.target in (None, target)]
     profile = next((step.identity["profile"] for step in steps if "profile" in step.identity), None)
