@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
 import noisy_labels_section
+import robust_table_section
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -44,6 +45,7 @@ def page() -> str:
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if path.is_file():
             parts.append(_section(title, json.loads(path.read_text())))
+    parts += robust_table_section.sections(ROOT / "benchmarks" / "results" / "tables")
     parts += noisy_labels_section.sections(ROOT / "benchmarks" / "results" / "noisy")
     for name, (title, command) in _FIGURES.items():
         path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"

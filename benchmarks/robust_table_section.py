@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.robustness.comparison import holm
 from kdpipe.robustness.intervals import Difference, paired_difference
 
 TITLES = {"fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
@@ -118,7 +119,7 @@ def _against(answers: Mapping[str, Answers]) -> Iterator[str]:
     for question in ("clean", "attack/pgd-20", "robust"):
         key = f"{_FILES[0]}/{question}"
         found = [paired_difference(answers[objective][key], answers[REFERENCE][key]) for objective in others]
-        columns.append([f"{_difference(one)}, p {_p(p)}" for one, p in zip(found, _holm([one.p for one in found]), strict=True)])
+        columns.append([f"{_difference(one)}, p {_p(p)}" for one, p in zip(found, holm([one.p for one in found]), strict=True)])
     for objective, *cells in zip(others, *columns, strict=True):
         yield f"| `{objective}` | {' | '.join(cells)} |"
 
@@ -132,15 +133,6 @@ def _mean_difference(after: npt.NDArray[Any], before: npt.NDArray[Any]) -> str:
     apart = 100 * (after - before)
     half = 1.96 * apart.std(ddof=1) / np.sqrt(len(apart))
     return f"{apart.mean():+.1f} [{apart.mean() - half:+.1f}, {apart.mean() + half:+.1f}]"
-
-
-def _holm(values: list[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given."""
-    order = np.argsort(values)
-    adjusted = np.maximum.accumulate([min(1.0, (len(values) - rank) * values[place]) for rank, place in enumerate(order)])
-    found = np.empty(len(values))
-    found[order] = adjusted
-    return [float(value) for value in found]
 
 
 def _p(value: float) -> str:
