@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.pipeline.advice_rules import (
-    EPOCHS,
-    GOALS,
-    TRUSTED_AGREEMENT,
-    Candidate,
-    Choice,
-    Facts,
-    Noise,
-    asks_teacher,
-    candidates,
-    goal_named,
-    remarks,
-    teacher_epochs,
-)
+from kdpipe.pipeline.advice_facts import Choice, Facts, Noise, goal_named
+from kdpipe.pipeline.advice_objective import Candidate, asks_teacher, candidates
+from kdpipe.pipeline.advice_rules import EPOCHS, TRUSTED_AGREEMENT, remarks, teacher_epochs
 from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.config import DEFAULT_TASK, FILE, Config, assemble, read_config
 from kdpipe.pipeline.estimate import Cost, Sizes, estimated
@@ -102,7 +91,7 @@ def advise(
         machine = _machine(proposal)
         say.say(f"trial: a few steps of teacher {proposal.teacher} and student {proposal.student}, objective {proposal.objective}")
         trial = run_trial(_config(folder, proposal), splits, machine.threads)
-        fitted, cost, told = _fitted(proposal, trial, facts, known, minutes, GOALS[wanted])
+        fitted, cost, told = _fitted(proposal, trial, facts, known, minutes)
         if fitted is None:
             refused.append(f"{proposal.objective} takes at least {_minutes(cost.high)}")
             continue
@@ -176,9 +165,7 @@ def _config(folder: Path, proposal: Proposal) -> Config:
     return assemble(folder, parse_toml(text_of(proposal), FILE), load_stages(), ())
 
 
-def _fitted(
-    proposal: Proposal, trial: Trial, facts: Facts, known: Evidence, minutes: float | None, criterion: str
-) -> tuple[Proposal | None, Cost, Choice | None]:
+def _fitted(proposal: Proposal, trial: Trial, facts: Facts, known: Evidence, minutes: float | None) -> tuple[Proposal | None, Cost, Choice | None]:
     """Rule `budget`: the proposal with the longest schedule that fits, its cost, and what was changed; None with the cost of the shortest where none fits."""
 
     def cost_of(schedule_epochs: int, samples: int) -> tuple[Proposal, Cost]:
@@ -194,14 +181,14 @@ def _fitted(
     first, cost = cost_of(proposal.schedule.epochs, facts.train)
     if minutes is None:
         return first, cost, None
-    for epochs, samples in _shorter(proposal, facts, known, criterion):
+    for epochs, samples in _shorter(proposal, facts, known):
         made, cost = cost_of(epochs, samples)
         if cost.high <= 60 * minutes:
             return made, cost, _budget_choice(made, proposal, minutes, facts)
     return None, cost, None
 
 
-def _shorter(proposal: Proposal, facts: Facts, known: Evidence, criterion: str) -> Iterator[tuple[int, int]]:
+def _shorter(proposal: Proposal, facts: Facts, known: Evidence) -> Iterator[tuple[int, int]]:
     """Epochs and training samples, the longest first: all samples, then fewer, down to the measured recipe."""
     low, high = EPOCHS
     yield from ((epochs, facts.train) for epochs in range(high, low - 1, -1))

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from kdpipe.pipeline.advice_rules import NO_EVIDENCE, RULES
+from kdpipe.pipeline.advice_facts import NO_EVIDENCE
+from kdpipe.pipeline.advice_rules import RULES
 from kdpipe.pipeline.evidence import CRITERIA, Criterion, Evidence, Interval, evidence
 
 _HEAD = f"""\
@@ -21,7 +22,7 @@ $ kdpipe advise my-project --goal corruptions --write
 
 **The rules do not hold an opinion on methods.** Which objective is proposed follows from paired comparisons of measured int8 files, in
 `pipeline/evidence.toml`; new figures change the advice. Where no figure reaches, the advice says "{NO_EVIDENCE}".
-What the figures themselves mean: [how to read them](robust-numbers.md).
+What the figures themselves mean: [how to read them](robustness.md).
 
 ## The rules
 """

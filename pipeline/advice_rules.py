@@ -1,27 +1,17 @@
 """The rules by which `kdpipe advise` and `kdpipe init` choose; each has a name, says what it does, and names the figures that it rests on.
 
-A rule is a function from facts and evidence to choices. Which objective is proposed is not written here: it follows from the paired figures in
-`evidence.toml`. `docs/advice.md` is written from this file. Where no figure reaches, `NO_EVIDENCE` stands beside the choice.
+A rule is a function from facts and evidence to choices; `RULES` has them all in words, and `docs/advice.md` is written from it. Which objective is proposed
+is written nowhere: it follows from the paired figures in `evidence.toml` (`advice_objective.py`). Where no figure reaches, `NO_EVIDENCE` stands beside it.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-from kdpipe.foundation.errors import ConfigError
-from kdpipe.foundation.plugins import find
-from kdpipe.pipeline.evidence import SMALL, Criterion, Evidence, Interval, Table
+from kdpipe.pipeline.advice_facts import GOALS, NO_EVIDENCE, Choice, Facts, Goal, listed
+from kdpipe.pipeline.advice_objective import NOISE_THAT_COUNTS, Candidate, asks_teacher, trains_with_attack
+from kdpipe.pipeline.evidence import SMALL, Evidence
 from kdpipe.pipeline.proposal import Schedule, Strength
 from kdpipe.tasks.networks.named import default_networks
-
-Goal = Literal["attacks", "corruptions", "clean"]
-GOALS: dict[Goal, Criterion] = {"attacks": "robust", "corruptions": "corrupted", "clean": "clean"}
-"""What the file is to withstand, and the figure that objectives are ranked by for it."""
-
-NO_EVIDENCE = "no evidence here: customary value"
-
-NEEDS_A_SECOND_TEACHER = frozenset({"mtard"})
-"""measured, and not proposed: whether a second teacher is worth training is the user's to say"""
 
 EPOCHS = (8, 30)
 SAMPLES_TO_SEE = 40_000
@@ -31,147 +21,10 @@ ENOUGH_FOR_THE_RECIPE = 5_000
 """training samples from which a table's batch size and learning rate are taken; with fewer, its batches would be a dozen an epoch"""
 
 UNEVEN = 1.5
-NOISE_THAT_COUNTS = 5.0
+"""largest to smallest class, from which it is told"""
+
 TRUSTED_AGREEMENT = 85.0
-"""per cent: share of wrong labels that changes a choice; agreement of the quick label model from which its estimate is believed"""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen, why, and on what figures; all in words. `rule`: a name in `RULES`."""
-
-    rule: str
-    what: str
-    because: str
-    evidence: str
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What is known of wrong training labels. `percent`: their share, None where it is not known; `how`: where that is from, or why not."""
-
-    percent: float | None
-    how: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the rules look at. `shape`: (channels, height, width); `counts`: training samples of each class; `noise`: None where nobody looked."""
-
-    data: str
-    shape: tuple[int, ...]
-    counts: tuple[int, ...]
-    train: int
-    validation: int
-    test: int
-    noise: Noise | None = None
-
-    @property
-    def small(self) -> bool:
-        """Whether the images are smaller than any that a table is about."""
-        return min(self.shape[1:]) <= SMALL
-
-    @property
-    def size(self) -> str:
-        """`28×28`."""
-        return "×".join(str(side) for side in self.shape[1:])
-
-    @property
-    def colour(self) -> bool:
-        """Whether there is more than one channel."""
-        return self.shape[0] > 1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An objective for the student, the teacher's that goes with it, and its figure, if there is one, with where it stands."""
-
-    objective: str
-    teacher_objective: str
-    figure: Interval | None
-    table: str | None
-
-
-def candidates(facts: Facts, evidence: Evidence, goal: Goal) -> tuple[tuple[Candidate, ...], Choice]:
-    """Rule `objective`: the candidates for the goal, the proposed one first and then by their figure; and the choice of the first, in words."""
-    found = evidence.table_for(facts.shape, GOALS[goal])
-    if found is None:
-        return _unmeasured(facts, evidence, goal)
-    name, table = found
-    criterion = GOALS[goal]
-    usable = frozenset(table.measured(criterion)) - NEEDS_A_SECOND_TEACHER
-    if goal == "attacks":  # what is right no more often than a guess when attacked is no answer to attacks
-        usable = frozenset(each for each in usable if table.measured(criterion)[each][2] > 100 / len(facts.counts)) or usable
-    equals = table.not_told_apart(criterion, usable)
-    ranked = list(_ranked(table, criterion, usable))
-    chosen, why = _among(table, equals, criterion, facts)
-    ranked.remove(chosen)
-    made = tuple(Candidate(each, teacher_for(each), table.measured(criterion)[each], name) for each in (chosen, *ranked))
-    reach = _reach(name, table, facts) + ("; students of an ordinary teacher were not measured" if goal == "clean" else "")
-    return made, Choice("objective", f"objective {chosen}", why, reach)
-
-
-def _ranked(table: Table, criterion: Criterion, usable: frozenset[str]) -> tuple[str, ...]:
-    return tuple(name for name in table.measured(criterion) if name in usable)
-
-
-def _among(table: Table, equals: tuple[str, ...], criterion: Criterion, facts: Facts) -> tuple[str, str]:
-    """Of those that are not told apart: the one that sees no labels where these are wrong; the best clean one; the cheapest. With the reason."""
-    best = equals[0]
-    told = {name: f"{name} {_percent(table.measured(criterion)[name])}" for name in table.measured(criterion)}
-    rest = [told[name] for name in told if name not in equals]
-    if len(equals) == 1:
-        return best, f"{told[best]} {_NAMES[criterion]}, clearly ahead of {_listed(rest) or 'nothing else measured'}"
-    equal = f"{_listed([told[name] for name in equals])} {_NAMES[criterion]} are not told apart"
-    behind = f" ({_listed(rest)} are behind)" if rest else ""
-    blind = [name for name in equals if not looks_at_labels(name)]
-    if blind and facts.noise is not None and (facts.noise.percent or 0.0) >= NOISE_THAT_COUNTS:
-        return blind[0], f"{equal}{behind}; {blind[0]} looks at no label, and {facts.noise.percent:.0f} % of them are wrong"
-    if criterion != "clean":
-        cleanest = table.not_told_apart("clean", frozenset(equals))
-        if len(cleanest) < len(equals):
-            clean = _listed([f"{name} {_percent(table.measured('clean')[name])}" for name in table.measured("clean") if name in equals])
-            chosen = min(cleanest, key=passes)
-            return chosen, f"{equal}{behind}; clean they are: {clean}{_cheapest(chosen, cleanest)}"
-        equals = cleanest
-    chosen = min(equals, key=passes)
-    return chosen, f"{equal}{behind}{_cheapest(chosen, equals)}"
-
-
-def _cheapest(chosen: str, equals: tuple[str, ...]) -> str:
-    others = [f"{name} {passes(name):g}" for name in equals if name != chosen]
-    return f"; {chosen} needs the fewest passes a step, about {passes(chosen):g} (others: {_listed(others)})" if others else ""
-
-
-def _unmeasured(facts: Facts, evidence: Evidence, goal: Goal) -> tuple[tuple[Candidate, ...], Choice]:
-    """No table reaches these images: what whole builds were made with, or what is customary."""
-    chain = next((name for name in evidence.chains if name.startswith("digits-")), None)
-    if goal == "attacks" and facts.small and chain is not None:
-        objective = evidence.chains[chain].objective
-        why = f"the one objective that was measured on images of up to {SMALL} pixels"
-        told = f"docs/results.md, {chain}: nothing else was tried at that size, and other objectives may do as well"
-    else:
-        objective = {"attacks": "rslad", "corruptions": "augmix", "clean": "kd"}[goal]
-        why = {"attacks": "a robust student of a robust teacher", "corruptions": "corruptions of kinds that nobody foresaw", "clean": "nobody attacks"}[goal]
-        told = f"{NO_EVIDENCE} (docs/objectives.md has its source)"
-    return (Candidate(objective, _customary_teacher(objective, goal), None, None),), Choice("objective", f"objective {objective}", why, told)
-
-
-def _customary_teacher(objective: str, goal: Goal) -> str:
-    return "plain" if goal == "clean" else teacher_for(objective) if goal == "attacks" else "plain"
-
-
-def _reach(name: str, table: Table, facts: Facts) -> str:
-    recipe = table.recipe
-    own = "" if facts.colour == table.colour else f"; it is {'colour' if table.colour else 'grey'}, these data are not: no evidence on images like them"
-    made = f"epsilon {recipe.epsilon:.4g}, {recipe.train_samples:,} training samples, {recipe.epochs} epochs, a robust teacher"
-    one_seed = "one seed (how training draws change the order was not measured)"
-    return f"docs/results.md, {name}: int8 files, {table.attacked} test samples attacked, {made}, {one_seed}{own}"
-
-
-def teacher_for(objective: str) -> str:
-    """Rule `teacher`: trained robustly where the student asks it; where it does not, plainly, as the yardstick of `clean_drop`."""
-    return "trades" if asks_teacher(objective) else "plain"
+"""per cent of the labels that the quick label model agrees with, from which its estimate of wrong ones is believed"""
 
 
 def teacher_choice(facts: Facts, candidate: Candidate) -> Choice:
@@ -270,7 +123,7 @@ def _noise_choice(facts: Facts, evidence: Evidence, goal: Goal, candidate: Candi
         told = "docs/decisions/noisy-labels.md: keeping the best epoch on validation, which every training does, is most of the cure"
         return Choice("wrong-labels", "the best epoch is kept", because, f"{told}; methods against wrong labels are not measured on human errors yet")
     ahead = [f"{name} {bounds[0]:+.1f} [{bounds[1]:+.1f}, {bounds[2]:+.1f}]" for name, bounds in near.ahead_of_plain.items() if bounds[1] > 0]
-    told = f"docs/results.md, CIFAR-10N with {near.wrong:.0f} % wrong labels, points ahead of plain: {_listed(ahead) or 'nobody beyond chance'}"
+    told = f"docs/results.md, CIFAR-10N with {near.wrong:.0f} % wrong labels, points ahead of plain: {listed(ahead) or 'nobody beyond chance'}"
     what = f"objective {candidate.objective} kept" if goal != "clean" or not ahead else "an objective that withstands them may do better"
     return Choice("wrong-labels", what, because, told if goal == "clean" else f"{told}; together with attacks in training not measured")
 
@@ -301,39 +154,6 @@ def threads_choice(facts: Facts) -> Choice | None:
     if not facts.small:
         return None
     return Choice("threads", "one thread", f"images of {facts.size} are too little work to share between cores", "docs/decisions/sleeping-threads.md")
-
-
-def passes(objective: str) -> float:
-    """About how many forward passes of the student a step with 5 attack steps costs: docs/objectives.md, τ = 3; an unknown one is as dear as the dearest."""
-    tau, steps = 3.0, 5
-    known: dict[str, float] = {
-        "plain": 3,
-        "kd": 3 + tau,
-        "augmix": 9 + tau,
-        "at": 2 * steps + 3,
-        "ard": 2 * steps + 3 + tau,
-        "trades": 2 * steps + 7,
-        "mart": 2 * steps + 6,
-        "rslad": 2 * steps + 6 + tau,
-        "iad": 2 * steps + 6 + 2 * tau,
-        "adaad": 2 * steps * (1 + tau) + 3 + tau,
-    }
-    return known.get(objective, max(known.values()))
-
-
-def asks_teacher(objective: str) -> bool:
-    """Whether it learns from a teacher."""
-    return bool(find("kdpipe.stages.objectives", objective, at="objective").needs_teacher)
-
-
-def trains_with_attack(objective: str) -> bool:
-    """Whether an attack runs inside its step."""
-    return bool(find("kdpipe.stages.objectives", objective, at="objective").robust)
-
-
-def looks_at_labels(objective: str) -> bool:
-    """Whether wrong labels reach the student other than through its teacher (docs/objectives.md)."""
-    return objective not in {"rslad", "adaad", "alternating"}
 
 
 @dataclass(frozen=True)
@@ -407,21 +227,3 @@ RULES = (
     Rule("test-size", "Budgets are left open, with what the test split can tell.", "Wilson's interval", "–"),
 )
 """In the order of the page. A choice's `rule` is one of these names; a test holds the two together."""
-
-_NAMES = {"robust": "under the worst attack", "clean": "on clean samples", "corrupted": "corrupted"}
-
-
-def goal_named(name: str) -> Goal:
-    """The goal of that name; ConfigError where there is none."""
-    for goal in GOALS:
-        if goal == name:
-            return goal
-    raise ConfigError(f"there is no goal {name!r}", at="--goal", do=f"known: {', '.join(GOALS)}")
-
-
-def _percent(figure: Interval) -> str:
-    return f"{figure[0]:.1f} % [{figure[1]:.1f}, {figure[2]:.1f}]"
-
-
-def _listed(words: list[str]) -> str:
-    return ", ".join(words)

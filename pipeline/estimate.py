@@ -7,7 +7,7 @@ what export and bench take, comes from measured builds (`evidence.toml`), whose 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kdpipe.pipeline.advice_rules import asks_teacher
+from kdpipe.pipeline.advice_objective import asks_teacher
 from kdpipe.pipeline.evidence import Evidence
 from kdpipe.pipeline.proposal import Proposal
 from kdpipe.pipeline.trial import Timed, Trial

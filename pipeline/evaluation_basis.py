@@ -155,9 +155,10 @@ def _settings(config: EvaluateConfig, asked: Asked) -> EvaluateConfig:
 
 
 def _corruptions(names: Sequence[str]) -> str | tuple[str, ...]:
-    """As `[evaluate] corruptions` writes them: a set, or a folder of files, stands alone."""
-    alone = len(names) == 1 and (names[0] in SETS or "/" in names[0])
-    return names[0] if alone else tuple(names)
+    """As `[evaluate] corruptions` writes them: a set, or a folder of files, stands alone; the folder is where the caller stands, not in the project."""
+    if len(names) == 1 and "/" in names[0]:
+        return str(Path(names[0]).resolve())
+    return names[0] if len(names) == 1 and names[0] in SETS else tuple(names)
 
 
 def _validated(config: EvaluateConfig, given: dict[str, Any]) -> EvaluateConfig:
@@ -169,5 +170,7 @@ def _validated(config: EvaluateConfig, given: dict[str, Any]) -> EvaluateConfig:
         key = str(fault["loc"][0]) if fault["loc"] else "epsilon"
         message = fault["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{key} = {given.get(key, fault['input'])}: {message}", at=options.get(key, f"--{key}"), do="kdpipe eval --help; docs/configuration.md#evaluate"
+            message if message.startswith(f"{key} = ") else f"{key} = {given.get(key, fault['input'])}: {message}",
+            at=options.get(key, f"--{key}"),
+            do="kdpipe eval --help; docs/configuration.md#evaluate",
         ) from error

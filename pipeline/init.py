@@ -8,19 +8,9 @@ import numpy as np
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import told_disk_errors, write_text
-from kdpipe.pipeline.advice_rules import (
-    Candidate,
-    Choice,
-    Facts,
-    Goal,
-    candidates,
-    network_choice,
-    schedule_rule,
-    strength_rule,
-    teacher_choice,
-    threads_choice,
-    trains_with_attack,
-)
+from kdpipe.pipeline.advice_facts import Choice, Facts, Goal
+from kdpipe.pipeline.advice_objective import Candidate, candidates, trains_with_attack
+from kdpipe.pipeline.advice_rules import network_choice, schedule_rule, strength_rule, teacher_choice, threads_choice
 from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.config import DEFAULT_TASK, FILE, task_model
 from kdpipe.pipeline.evidence import Evidence, evidence

@@ -100,6 +100,9 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"{names!r} is no set of corruptions: {', '.join(SETS)}; a folder of files is written with a slash, names in brackets")
             return names
         for name in names:
+            base, _, severity = name.rpartition("-")
+            if severity.isdigit() and base:
+                raise ValueError(f"{name!r} names a severity: every corruption is judged at all five, 1 (weak) to 5 (strong); write {base!r}")
             try:
                 corruption_named(name)
             except ConfigError as error:
