@@ -1,5 +1,6 @@
 """One build from the project's folder to its bundles and report: what `kdpipe build` and `kdpipe plan` do, as functions."""
 
+import json
 import os
 import shlex
 import sys
@@ -29,18 +30,22 @@ def build(
     *,
     targets: Sequence[str] = (),
     until: str | None = None,
+    device: str | None = None,
     overrides: Sequence[str] = (),
     progress: "Progress | None" = None,
 ) -> BuildResult:
     """The build of the project for `targets` (none: those of the file), as far as the stage `until` (none: all), and all that it wrote.
 
-    `overrides`: `distill.epochs=3`. Missed budgets do not raise: see `verdicts` and `exit_code`. Raises KdpipeError for
+    `device`: a name of [devices] that measures the one target in place of its own. `overrides`: `distill.epochs=3`.
+    Missed budgets do not raise: see `verdicts` and `exit_code`. Raises KdpipeError for
     everything that a user can mend; finished steps stay in the store, and the same call goes on from there.
     """
     _let_idle_threads_sleep()
     folder = _project_folder(project)
     say = progress or SilentProgress()
     store = Store(folder)
+    if device is not None:
+        overrides = (*overrides, _measured_on(folder, device, targets))
     command = command_line("build", targets, until, overrides)
     key = memo_key(folder, command, _toml(folder))
     known = recalled(store, key, folder)
@@ -51,10 +56,14 @@ def build(
         return _build(folder, store, command, key, targets, until, overrides, say)
 
 
-def plan(project: Path | str = ".", *, targets: Sequence[str] = (), until: str | None = None, overrides: Sequence[str] = ()) -> "Plan":
+def plan(
+    project: Path | str = ".", *, targets: Sequence[str] = (), until: str | None = None, device: str | None = None, overrides: Sequence[str] = ()
+) -> "Plan":
     """What `build` with the same arguments would run and why; nothing is changed."""
     folder = _project_folder(project)
     _toml(folder)  # before torch is imported for nothing
+    if device is not None:
+        overrides = (*overrides, _measured_on(folder, device, targets))
     _let_idle_threads_sleep()
     from kdpipe.pipeline.config import read_config
     from kdpipe.pipeline.planning import make_plan
@@ -182,6 +191,23 @@ def _say_if_busy(threads: int, progress: "Progress") -> None:
 
 def _told(progress: "Progress", message: str) -> Callable[[], None]:
     return lambda: progress.say(message)
+
+
+def _measured_on(folder: Path, device: str, targets: Sequence[str]) -> str:
+    """The `--set` text that gives the one target of the build this device; ConfigError where there are several."""
+    from kdpipe.pipeline.device_sections import DEFAULT_TARGET, FILE
+    from kdpipe.pipeline.toml_source import read_toml
+
+    tables = read_toml(folder / FILE).values.get("targets", {})
+    chosen = list(dict.fromkeys(targets)) or (list(tables) if isinstance(tables, dict) else []) or [DEFAULT_TARGET]
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"one device for {len(chosen)} targets: {', '.join(chosen)}",
+            at=f"--device {device}",
+            do=f"name the one that it measures, e.g. --target {chosen[0]}",
+        )
+    key = json.dumps(chosen[0]) if "." in chosen[0] else chosen[0]
+    return f"targets.{key}.device={json.dumps(device)}"
 
 
 def _project_folder(project: Path | str) -> Path:

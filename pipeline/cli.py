@@ -45,6 +45,7 @@ app.command()(advise)
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="A target to build for; repeat for several.", show_default="all of kdpipe.toml")]
 Until = Annotated[str | None, typer.Option("--until", help="Stop after this stage: teacher, distill, prune, qat, export or bench.")]
+Device = Annotated[str | None, typer.Option("--device", help="Measure the target on this device of kdpipe.toml.", show_default="the target's own")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. distill.epochs=3; repeat for several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -76,14 +77,20 @@ def init(
 
 @app.command()
 def build(
-    project: Project = Path(), target: Targets = None, until: Until = None, settings: Settings = None, as_json: AsJson = False, debug: Debug = False
+    project: Project = Path(),
+    target: Targets = None,
+    until: Until = None,
+    device: Device = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Run what is not done yet, write a bundle for each target and the report; exit 3 where a budget is missed."""
     from kdpipe.pipeline.building import build as run
     from kdpipe.pipeline.progress import progress_for
 
     with progress_for(as_json=as_json) as progress:
-        result = run(project, targets=target or (), until=until, overrides=settings or (), progress=progress)
+        result = run(project, targets=target or (), until=until, device=device, overrides=settings or (), progress=progress)
     if as_json:
         _print_json(_build_json(result))
     else:
@@ -93,12 +100,18 @@ def build(
 
 @app.command()
 def plan(
-    project: Project = Path(), target: Targets = None, until: Until = None, settings: Settings = None, as_json: AsJson = False, debug: Debug = False
+    project: Project = Path(),
+    target: Targets = None,
+    until: Until = None,
+    device: Device = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show what a build would run, and why; change nothing."""
     from kdpipe.pipeline.building import plan as make
 
-    made = make(project, targets=target or (), until=until, overrides=settings or ())
+    made = make(project, targets=target or (), until=until, device=device, overrides=settings or ())
     if as_json:
         rows = [{"step": it.step.name, "state": it.state, "why": list(it.why), "fingerprint": it.step.fingerprint} for it in made.steps]
         labels = {} if made.data.relabelled is None else {"labels": made.data.relabelled.as_json()}
@@ -162,19 +175,22 @@ def doctor(project: Project = Path(), as_json: AsJson = False, debug: Debug = Fa
 
 @cache.command("ls")
 def cache_ls(project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the finished steps in the store, oldest first."""
-    from kdpipe.pipeline.cache import entries
+    """List the finished steps in the store, oldest first, and the teachers' kept logits."""
+    from kdpipe.pipeline.cache import entries, kept_logits
     from kdpipe.pipeline.progress import duration
     from kdpipe.pipeline.store import Store
 
-    found = entries(Store(_existing(project).resolve()))
+    store = Store(_existing(project).resolve())
+    found, tables = entries(store), kept_logits(store)
     if as_json:
-        _print_json({"artifacts": [asdict(entry) for entry in found]})
+        _print_json({"artifacts": [asdict(entry) for entry in found], "teacher_logits": [asdict(each) for each in tables]})
         return
     table = _table("step", "size", "took", "finished", "used", "fingerprint")
     for entry in found:
         table.add_row(entry.step, _size(entry.size_bytes), duration(entry.seconds), entry.finished, "yes" if entry.used else "no", entry.fingerprint[:12])
     _print_table(table)
+    if tables:
+        print(f"teachers' logits of [distill.cache]: {len(tables)} tables, {_size(sum(each.size_bytes for each in tables))}, last used {tables[-1].used}")
 
 
 @cache.command("gc")
@@ -185,7 +201,7 @@ def cache_gc(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove what the latest builds do not use: artifacts, interrupted work, damaged artifacts."""
+    """Remove what the latest builds do not use: artifacts, interrupted work, damaged artifacts, teachers' kept logits."""
     from kdpipe.pipeline.cache import collect, removable
     from kdpipe.pipeline.store import Store
 
@@ -197,7 +213,7 @@ def cache_gc(
         return
     for removal in removals:
         print(f"{removal.what}  {_size(removal.size_bytes)}  {removal.folder.name[:16]}")
-    print(f"{'would free' if dry_run else 'freed'} {_size(total)}: {len(removals)} folders")
+    print(f"{'would free' if dry_run else 'freed'} {_size(total)}: {len(removals)} {'place' if len(removals) == 1 else 'places'}")
 
 
 @app.command()

@@ -19,8 +19,8 @@ from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.plugins import find, names
 from kdpipe.pipeline.budgets import Budgets
 from kdpipe.pipeline.device_records import dumped
+from kdpipe.pipeline.device_sections import DEFAULT_TARGET, FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of, tables_of
 from kdpipe.pipeline.device_sections import FILE as FILE
-from kdpipe.pipeline.device_sections import FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of, tables_of
 from kdpipe.pipeline.problems import Section, checked, objective_fields, placed, unknown_key
 from kdpipe.pipeline.stages import StageModule, config_model
 from kdpipe.pipeline.toml_source import KeyPath, TomlSource, read_toml
@@ -29,7 +29,6 @@ from kdpipe.targets.profile import Profile, load_profile, profile_names
 from kdpipe.tasks.task import Task
 
 DEFAULT_TASK = "image-classification"
-DEFAULT_TARGET = "cpu"
 
 _TAKEN = "report.html"  # stands beside the targets' folders in dist/<project>/
 

@@ -17,6 +17,7 @@ from kdpipe.targets.devices.device import Settings as DeviceSettings
 
 FILE = "kdpipe.toml"
 DEFAULT_DEVICE = "local"
+DEFAULT_TARGET = "cpu"
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LONGEST_NAME = 100
 FOLDER_NAME_RULE = f"up to {LONGEST_NAME} letters, digits, '.', '_' and '-', the first a letter or digit"

@@ -147,7 +147,7 @@ def evaluate(
         if basis.project is not None:
             stack.enter_context(importable(basis.project))
         stack.enter_context(torch_settings(basis.threads))
-        questions = questions_of(basis.data.test, basis.config, basis.seed)
+        questions = questions_of(basis.data.test, basis.config, basis.seed, basis.project or Path())
         model = path / WEIGHTS_FILE if kind == "network" else path / "model.onnx" if kind == "bundle" else path
         digest = sha256_of(model)
         kept = _kept(basis, digest, resume)

@@ -269,6 +269,19 @@ def test_the_python_interface_plans_and_refuses_as_the_command_does(fresh: Path)
     assert not (fresh / ".kdpipe" / "store").exists()
 
 
+def test_a_device_can_be_named_for_one_target_and_for_no_more(fresh: Path) -> None:
+    with (fresh / "kdpipe.toml").open("a") as file:
+        file.write('[devices.here]\nkind = "local"\n')
+    assert {name: target.device for name, target in plan(fresh, targets=["arm"], device="here", until="teacher").config.targets.items()} == {"arm": "here"}
+    for do in (plan, build):
+        with pytest.raises(ConfigError) as raised:
+            do(fresh, device="here")
+        assert str(raised.value) == "error: one device for 2 targets: cpu, arm\n  at:  --device here\n  do:  name the one that it measures, e.g. --target cpu"
+    with pytest.raises(ConfigError) as raised:
+        build(fresh, targets=["arm"], device="her")
+    assert str(raised.value) == "error: unknown device 'her'\n  at:  --set targets.arm.device=\"her\"\n  do:  did you mean 'here'?"
+
+
 def test_a_report_of_a_build_that_is_not_finished_is_refused(fresh: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         rewritten(fresh)

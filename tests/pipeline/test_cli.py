@@ -12,7 +12,7 @@ from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.runner import run_plan
 from kdpipe.pipeline.store import Store
 
-COMMANDS = ["init", "build", "plan", "targets", "doctor", "report", "verify", "cache", "data"]
+COMMANDS = ["init", "advise", "build", "plan", "targets", "doctor", "report", "compare", "samples", "eval", "bench", "verify", "cache", "data", "devices"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "openvino", "pydantic", "rich", "psutil", "matplotlib", "jinja2"}
 
 
@@ -35,7 +35,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     for command in COMMANDS:
-        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"]}.get(command, []), "--help")
+        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"], "devices": ["add"]}.get(command, []), "--help")
         assert told.returncode == 0
         options = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.startswith("  --")]
         assert options
@@ -160,7 +160,7 @@ def test_the_cache_is_listed_and_cleaned(project: Path, tiny: ModuleType) -> Non
     assert "score-teacher" in _kdpipe("cache", "ls", folder=project).stdout
     assert "would free" in _kdpipe("cache", "gc", "--dry-run", "--keep-days", "0", folder=project).stdout
     assert json.loads(_kdpipe("cache", "gc", "--keep-days", "0", "--json", folder=project).stdout)["freed_bytes"] > 0
-    assert json.loads(_kdpipe("cache", "ls", "--json", folder=project).stdout) == {"artifacts": []}
+    assert json.loads(_kdpipe("cache", "ls", "--json", folder=project).stdout) == {"artifacts": [], "teacher_logits": []}
 
 
 def test_the_store_is_verified_byte_for_byte(project: Path, tiny: ModuleType) -> None:

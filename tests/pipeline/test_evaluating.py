@@ -230,6 +230,22 @@ def test_without_a_contract_one_is_drafted(tmp_path, graph):
     assert evaluate(path, asked=Asked(**{**FEW, "attacks": ()}), contract=tmp_path / "mine.json").scorecards[0].clean.n == 539
 
 
+def test_sets_of_the_project_are_found_from_any_folder_and_those_of_the_caller_where_the_caller_stands(tmp_path, network, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "sets", elsewhere):
+        folder.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(project / "sets" / "noise.npz", images=noise, labels=np.arange(60) % 3)
+    quick = "epsilon_curve = []\nmasking = false\nattacks = []\ncorruptions = []"
+    (project / "kdpipe.toml").write_text(f'[task]\ndata = "digits"\n[evaluate]\nood = ["./sets/noise.npz"]\n{quick}\n[targets.cpu]\n')
+    monkeypatch.chdir(elsewhere)
+    (card,) = evaluate(network[0], asked=Asked(project=project)).scorecards
+    assert {figure.name for figure in card.ood} == {"./sets/noise.npz"}
+    with pytest.raises(ConfigError) as raised:
+        evaluate(network[0], asked=Asked(project=project, corruptions=("./files",)))
+    assert str(elsewhere / "files") in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("changed", "message", "do"),
     [
