@@ -195,8 +195,8 @@ def _shorter(proposal: Proposal, facts: Facts, known: Evidence) -> Iterator[tupl
     found = known.table_for(facts.shape, "robust")
     recipe = None if found is None else found[1].recipe
     if recipe is not None and facts.train > recipe.train_samples:
-        step = max(1_000, (facts.train - recipe.train_samples) // 20 // 1_000 * 1_000)
-        smaller = range(facts.train // 1_000 * 1_000 - step, recipe.train_samples, -step)
+        most = min(facts.train - 1, low * facts.train // recipe.epochs) // 1_000 * 1_000  # more would be seen than with all samples
+        smaller = range(most, recipe.train_samples, -max(1_000, (most - recipe.train_samples) // 20 // 1_000 * 1_000))
         yield from ((recipe.epochs, samples) for samples in [*smaller, recipe.train_samples])
 
 

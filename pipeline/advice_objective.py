@@ -1,5 +1,6 @@
 """Rules `objective` and `teacher`: which objective is proposed, by paired comparisons of measured files, and the teacher that goes with it."""
 
+import functools
 from dataclasses import dataclass
 
 from kdpipe.foundation.plugins import find
@@ -125,11 +126,13 @@ def passes(objective: str) -> float:
     return known.get(objective, max(known.values()))
 
 
+@functools.cache  # finding a plug-in reads its folder
 def asks_teacher(objective: str) -> bool:
     """Whether it learns from a teacher."""
     return bool(find("kdpipe.stages.objectives", objective, at="objective").needs_teacher)
 
 
+@functools.cache
 def trains_with_attack(objective: str) -> bool:
     """Whether an attack runs inside its step."""
     return bool(find("kdpipe.stages.objectives", objective, at="objective").robust)
