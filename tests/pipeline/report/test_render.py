@@ -142,8 +142,8 @@ def test_corruptions_that_were_trained_for_are_told_as_such(build_folder: Any) -
     build = build_folder.write()
     varied = {**build.config, "task": {"kind": "image-classification", "data": "digits", "augment": ["flip", {"name": "noise", "std": 0.1}]}}
     text = Page(render(replace(build, config=varied), (), None)).text
-    told = "Training varied the images as gaussian-noise, gaussian-noise-c, shot-noise, speckle-noise do : accuracy under these (†), and the mean, is not of the"
-    assert f"{told} unseen." in text
+    assert "Training varied the images as gaussian-noise, gaussian-noise-c, shot-noise, speckle-noise do : accuracy under these (†)" in text
+    assert "(†), and the mean, is not of the unseen." in text
     assert "gaussian-noise †" in text
     assert "gaussian-blur †" not in text
     untold = Page(render(build, (), None)).text
@@ -217,6 +217,14 @@ def test_who_cannot_see_the_page_is_told_all_of_it(build_folder: Any) -> None:
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("template", sorted(path.name for path in files("kdpipe.pipeline.report").iterdir() if path.name.endswith(".jinja")))
+def test_every_table_of_a_template_begins_with_its_caption(template: str) -> None:
+    text = files("kdpipe.pipeline.report").joinpath(template).read_text()
+    tables = re.findall(r"<table[^>]*>\s*(<[a-z]+)", text)
+    assert tables
+    assert set(tables) == {"<caption"}
 
 
 def test_tables_scroll_in_boxes_that_a_keyboard_reaches(build_folder: Any) -> None:
