@@ -54,7 +54,6 @@ def test_models_are_measured_there_and_nothing_stays(pi, board, files, samples, 
         windows = [message for message in pi.ask("bench", bench, limit_seconds=60) if isinstance(message, Windows)]
         (folder,) = board.room.iterdir()
         stored = sorted(path.suffix for path in folder.iterdir() if path.suffix)
-        print(list(folder.iterdir()))
         (measured,) = pi.ask("start", start, limit_seconds=60)
         assert sorted(path.suffix for path in folder.iterdir() if path.suffix) == stored == [".npy", ".onnx", ".py"]  # sent once
     assert sum(map(len, windows[0].ns)) >= 11
