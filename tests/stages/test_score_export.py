@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 from kdpipe.foundation.errors import UnavailableError
+from kdpipe.foundation.files import write_json
 from kdpipe.foundation.networks import InputContract, Network, NetworkSpec, build_network, save_network
 from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
@@ -16,6 +17,7 @@ from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages import score, score_export
+from kdpipe.stages.export import CONTRACT_FILE, contract_of
 from kdpipe.stages.judged_examples import Examples
 from kdpipe.stages.score import EvaluateConfig
 from kdpipe.stages.stage import Context, Inputs
@@ -93,6 +95,7 @@ def artifacts(tmp_path_factory, data):
         frozen = freeze(twin)
         save_network(Network(spec.model_copy(update={"quantization": plan_of(frozen)}), frozen), root / folder)
         (root / "export" / file).write_bytes(to_bytes(to_onnx(exportable(frozen), (1, 8, 8), opset=18, static_batch=None)))
+    write_json(root / "export" / CONTRACT_FILE, contract_of(spec.contract, load_profile("cpu", at="here")))
     for step, folder, subject in (("score-distill", "student", "student"), ("score-qat", "qat", "twin")):
         (root / step).mkdir()
         score.run(Inputs({"subject": root / folder}, data, None), CONFIG.model_copy(update={"subject": subject}), Context(root / step, root, 0, 1, Silent()))
@@ -183,6 +186,7 @@ def test_a_file_that_is_not_its_twin_is_flagged(tmp_path, data, artifacts):
     export = tmp_path / "export"
     export.mkdir()
     (export / "model.onnx").write_bytes((artifacts["export"] / "ptq.onnx").read_bytes())
+    (export / CONTRACT_FILE).write_bytes((artifacts["export"] / CONTRACT_FILE).read_bytes())
     cards, _ = judged(tmp_path / "score", data, {**artifacts, "export": export}, runtimes=(RuntimeNeed(name="onnxruntime"),))
     assert [card.model for card in cards] == ["int8"]  # without ptq.onnx there is nothing else to judge
     (check,) = [check for check in cards[0].masking if check.name == TWIN]
