@@ -95,8 +95,8 @@ def advise(
         if fitted is None:
             refused.append(f"{proposal.objective} takes at least {_minutes(cost.high)}")
             continue
-        if told is not None:
-            choices.append(told)
+        if told is not None:  # it takes the place of the schedule without a budget
+            choices = [*(choice for choice in choices if choice.rule != "schedule"), told]
         if refused:
             choices.append(_conceded(candidate, refused))
         toml = text_of(fitted)

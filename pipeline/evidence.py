@@ -97,7 +97,7 @@ class NoisyLabels(BaseModel, extra="forbid", frozen=True):
 
     wrong: float
     clean: dict[str, Interval]
-    ahead_of_plain: dict[str, Interval]
+    ahead_of_plain: dict[str, Interval] = Field(default_factory=dict)
 
 
 class Evidence(BaseModel, extra="forbid", frozen=True):
