@@ -66,6 +66,7 @@ class AttackMethod(BaseModel, extra="forbid", frozen=True):
         """The adversarial samples, (n, *shape), detached: per sample the one with the largest `margins` that was met.
 
         `start`: samples in the ball to begin from instead of a random draw; the result is never less adversarial than they are.
+        A method that is told the class alone sees errors, not margins: there an error stays an error.
         """
 
     def note(self, classes: int) -> str | None:

@@ -7,6 +7,7 @@ PROJECT/runs/, and waits in the stage named by TINY_STAGE until PROJECT/go is th
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -140,4 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell inherit that it is ignored
     main()

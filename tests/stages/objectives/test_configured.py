@@ -90,4 +90,4 @@ def test_parsing_by_hand_tells_every_mistake_and_the_keys():
     messages = [problem.message for problem in caught.value.problems]
     assert messages == ["temperature: Input should be greater than 0", "heat: Extra inputs are not permitted"]
     assert {problem.at for problem in caught.value.problems} == {"kdpipe.toml:7"}
-    assert caught.value.problems[0].do == "keys of kd: temperature, label_share"
+    assert caught.value.problems[0].do == "keys of kd: weighting, temperature, label_share"

@@ -26,6 +26,8 @@ NAMES = {
     "rays": "rays-80",
     "square": "square-60",
 }
+TOLD_THE_CLASS_ALONE = ("hopskipjump", "rays")
+"""They see errors and no margins."""
 
 
 def draws(seed=0, indices=range(8)):
@@ -57,7 +59,11 @@ def test_samples_stay_in_the_ball_and_in_the_value_range(method, norm, epsilon, 
     assert x_adv.shape == x.shape
     assert not x_adv.requires_grad
     if start is not None:
-        assert (margins(linear(seed)(x_adv), LABELS) >= margins(linear(seed)(start), LABELS) - 1e-5).all()
+        before, after = margins(linear(seed)(start), LABELS), margins(linear(seed)(x_adv), LABELS)
+        if method in TOLD_THE_CLASS_ALONE:
+            assert ((after >= 0) | (before < 0)).all()
+        else:
+            assert (after >= before - 1e-5).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
