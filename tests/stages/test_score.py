@@ -240,7 +240,7 @@ def test_corrupted_files_are_found_from_the_project_and_count_by_content(tmp_pat
         ({"attacks": ["pdg-20"]}, ["unknown name 'pdg'", "did you mean 'pgd'"]),
         ({"attacks": ["pgd-0"]}, ["'pgd-0' is not an attack", "steps = 0"]),
         ({"corruptions": ["rain"]}, ["unknown name 'rain'", "known: brightness"]),
-        ({"corruptions": "comon"}, ["'comon' is no set of corruptions: standard, common, extra", "written with a slash"]),
+        ({"corruptions": "commonn"}, ["'commonn' is no set of corruptions: standard, common, extra", "written with a slash"]),
         ({"epsilon": 0}, ["epsilon", "greater than 0"]),
         ({"norm": "linf", "epsilon": 8.0}, ["epsilon = 8 is not in (0, 1]", "8/255 is 0.0314"]),
         ({"epsilon_curve": [-1]}, ["multiples of epsilon lie in"]),
