@@ -52,6 +52,12 @@ PASSES: dict[str, Callable[[float], float]] = {
     "iad": lambda tau: 2 * STEPS + 6 + 2 * tau,
     "adaad": lambda tau: 2 * STEPS * (1 + tau) + 3 + tau,
     "igdm": lambda tau: 2 * STEPS + 9 + 3 * tau,
+    "gce": lambda tau: 3,
+    "sce": lambda tau: 3,
+    "elr": lambda tau: 3,
+    "co-teaching": lambda tau: 6,
+    "augmix": lambda tau: 9 + tau,
+    "augmix-plain": lambda tau: 9,
 }
 """in forward passes of the student; 3 + τ where not named. `alternating` is timed on an attacked turn."""
 

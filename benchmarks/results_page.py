@@ -26,8 +26,11 @@ _TITLES = {
 
 _FIGURES = {
     "user-speed": ("What the user feels", "python benchmarks/user_speed.py"),
-    "objective-steps": ("What a step costs, and the authors' loops beside ours", "python benchmarks/objective_steps.py --threads 2"),
-    "rslad-step": ("The `rslad` step beside a plain restatement of the published loop", "python benchmarks/rslad_step.py --threads 2"),
+    "objective-steps": ("What a step costs, and the authors' loops beside ours", "python benchmarks/objective_steps.py --threads 1 --clock cpu --rounds 3"),
+    "autoattack-beside-toolbox": (
+        "AutoAttack beside the Adversarial Robustness Toolbox, on the same 500 digits",
+        "python benchmarks/attacks_beside_art.py --attacks autoattack --n 500 --rounds 1",
+    ),
     "killed-builds": ("Builds of the digits killed with SIGKILL, and resumed", "python benchmarks/killed_builds.py --kills 10"),
 }
 """Raw figures that are no table of models: what each command printed, in `benchmarks/results/figures/`."""
