@@ -124,7 +124,8 @@ def test_suspected_labels_are_dropped_from_training_alone_when_asked(project: Pa
 
 
 def test_undo_gives_the_digest_of_before(project: Path) -> None:
-    images = dict(np.load(project / "data.npz"))
+    with np.load(project / "data.npz") as file:
+        images = dict(file)
     images["train_images"] = np.nan_to_num(images["train_images"])
     np.savez(project / "data.npz", **images)
     before = _digest(project)
@@ -138,7 +139,8 @@ def test_undo_gives_the_digest_of_before(project: Path) -> None:
 
 
 def test_the_order_of_the_samples_does_not_change_what_stays(project: Path) -> None:
-    arrays = dict(np.load(project / "data.npz"))
+    with np.load(project / "data.npz") as file:
+        arrays = dict(file)
     clean(project, wanted=Wanted("drop"))
     straight = ImageClassification.model_validate({"data": "data.npz", "cleaned": "cleaned.json"}).load(project, 0)
     order = np.random.default_rng(0).permutation(400)

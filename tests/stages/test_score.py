@@ -50,6 +50,11 @@ class Progress:
         self.said.append(message)
 
 
+def arrays_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 @pytest.fixture(scope="module")
 def data():
     digits = load_digits(n_class=4)
@@ -97,7 +102,7 @@ def scored(folder: Path, data, subject_folder: Path, config: EvaluateConfig, see
     folder.mkdir(exist_ok=True)
     progress = Progress()
     run(Inputs({"subject": subject_folder}, data, None), config, Context(folder, folder, seed, 1, progress))
-    return Scorecard.model_validate_json((folder / "scorecard.json").read_bytes()), np.load(folder / "correct.npz"), progress
+    return Scorecard.model_validate_json((folder / "scorecard.json").read_bytes()), arrays_of(folder / "correct.npz"), progress
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +206,7 @@ def test_nothing_is_attacked_or_corrupted_that_was_not_asked_for(tmp_path, data,
     assert card.robust.reason == "not measured: no attacks were asked for"
     assert (card.attacks, card.epsilon_curve, card.masking, card.corruptions) == ((), (), (), ())
     indices = ["indices/attack", "indices/black-box", "indices/corruption"]
-    assert sorted(correct.files) == sorted(["clean", "confidence", "nll", "brier", "digest/samples", *indices])
+    assert sorted(correct) == sorted(["clean", "confidence", "nll", "brier", "digest/samples", *indices])
     assert {correct[name].dtype for name in ("confidence", "nll", "brier")} == {np.dtype(np.float32)}
     assert correct["digest/samples"].shape == (32,)
     assert json.loads((tmp_path / "samples.json").read_text())["attack"] is None

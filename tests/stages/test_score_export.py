@@ -58,6 +58,11 @@ class Silent:
         pass
 
 
+def arrays_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 @pytest.fixture(scope="module")
 def data():
     digits = load_digits(n_class=4)
@@ -109,7 +114,7 @@ def judged(folder, data, artifacts, *, runtimes=None, config=CONFIG):
         profile = profile.model_copy(update={"runtimes": runtimes})
     score_export.run(Inputs(artifacts, data, None, profile), config, Context(folder, folder, 0, 1, Silent()))
     cards = [Scorecard.model_validate(card) for card in json.loads((folder / "scorecards.json").read_text())]
-    return cards, np.load(folder / "correct.npz")
+    return cards, arrays_of(folder / "correct.npz")
 
 
 @pytest.fixture(scope="module")
