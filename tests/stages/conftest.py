@@ -52,6 +52,31 @@ class Forbidden:
         pytest.fail(f"the test split was asked for {name}")
 
 
+class Stopping:
+    """A progress that raises `Stopped` after so many batches, as a kill would come."""
+
+    class Stopped(Exception):  # noqa: N818  # no error of anybody's
+        pass
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def __call__(self, items: Iterable[Any], label: str, *, total: int | None = None, unit: str = "batch") -> Iterator[Any]:
+        for item in items:
+            if self.left == 0:
+                raise self.Stopped
+            self.left -= 1
+            yield item
+
+    def say(self, message: str) -> None:
+        pass
+
+
+@pytest.fixture
+def stopping() -> type[Stopping]:
+    return Stopping
+
+
 @dataclass
 class Listener:
     """A progress that keeps what it was told."""

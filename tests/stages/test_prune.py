@@ -93,32 +93,13 @@ def test_before_fine_tuning_the_plan_alone_decides(pruned):
             assert side is None or list(side) == sorted(set(side))
 
 
-class StoppedError(Exception):
-    """Raised in the middle, as a kill would come."""
-
-
-class Stopping:
-    def __init__(self, batches):
-        self.left = batches
-
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        for item in items:
-            if self.left == 0:
-                raise StoppedError
-            self.left -= 1
-            yield item
-
-    def say(self, message):
-        pass
-
-
 @pytest.mark.parametrize("objective", [Kd(), Rslad(attack=Attack(epsilon=0.1, steps=1))], ids=["kd", "rslad"])
-def test_stopped_in_any_step_it_goes_on_to_the_same_files(objective, pruned):
+def test_stopped_in_any_step_it_goes_on_to_the_same_files(objective, pruned, stopping):
     cut = config(objective, speedup=1.6, epochs=4, importance_batches=2)
     whole = pruned(cut, "whole")
     for batches in (5, 7):  # each epoch has three; the teacher's table one, once a start
-        with pytest.raises(StoppedError):
-            pruned(cut, "stopped", progress=Stopping(batches))
+        with pytest.raises(stopping.Stopped):
+            pruned(cut, "stopped", progress=stopping(batches))
     stopped = pruned(cut, "stopped")
     for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
@@ -129,7 +110,9 @@ def test_stopped_in_any_step_it_goes_on_to_the_same_files(objective, pruned):
     [(Mtard(attack=Attack(epsilon=0.1, steps=1), balance_rate=0.5), None), (Kd(), Mixture(weights="learned", gate="wrong"))],
     ids=["mtard", "a mixture with learned weights"],
 )
-def test_with_several_teachers_it_scores_and_fine_tunes_and_goes_on_after_a_stop_to_the_same_files(objective, mixture, tiny, with_artifacts, context, tmp_path):
+def test_with_several_teachers_it_scores_and_fine_tunes_and_goes_on_after_a_stop_to_the_same_files(
+    objective, mixture, tiny, with_artifacts, context, tmp_path, stopping
+):
     further = save_network(tiny(seed=2, width=0.5), tmp_path / "further")
     inputs = replace(with_artifacts, artifacts={**with_artifacts.artifacts, "teacher-further": further})
     teachers = (TeacherShare(name="further", role="natural"),)
@@ -140,8 +123,8 @@ def test_with_several_teachers_it_scores_and_fine_tunes_and_goes_on_after_a_stop
         return run(inputs, cut, replace(context, folder=tmp_path / name, **changed))
 
     whole = pruned("whole")
-    with pytest.raises(StoppedError):
-        pruned("stopped", progress=Stopping(5))
+    with pytest.raises(stopping.Stopped):
+        pruned("stopped", progress=stopping(5))
     stopped = pruned("stopped")
     for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name

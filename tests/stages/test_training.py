@@ -32,27 +32,6 @@ ATTACK = Attack(epsilon=0.1, steps=2)
 SHORT = TrainingConfig(epochs=3, batch_size=32, learning_rate=0.1)
 
 
-class StoppedError(Exception):
-    """Raised in the middle of an epoch, as a kill would come."""
-
-
-class Stopping:
-    """A progress that stops after so many batches."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        for item in items:
-            if self.left == 0:
-                raise StoppedError
-            self.left -= 1
-            yield item
-
-    def say(self, message):
-        pass
-
-
 def equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
@@ -84,7 +63,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tiny, inputs, context, tmp_path):
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tiny, inputs, context, tmp_path, stopping):
     objective, keys = OBJECTIVES[name]
     config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 64, "learning_rate": 0.1, **keys})
     inputs = replace(inputs, task=SHIFTED)  # with augmentation
@@ -92,8 +71,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tiny, inputs, contex
 
     def trained(folder, stops):
         for stop in stops:
-            with pytest.raises(StoppedError):
-                train(tiny(), objective, teacher, inputs, config, replace(context, folder=folder, progress=Stopping(stop)), label="distill")
+            with pytest.raises(stopping.Stopped):
+                train(tiny(), objective, teacher, inputs, config, replace(context, folder=folder, progress=stopping(stop)), label="distill")
         network = tiny()
         return network, train(network, objective, teacher, inputs, config, replace(context, folder=folder), label="distill")
 
@@ -107,7 +86,7 @@ OTHERS = [name for name in names(PACKAGE) if name not in OBJECTIVES]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_so_does_every_other_objective(name, tiny, inputs, context, tmp_path):
+def test_so_does_every_other_objective(name, tiny, inputs, context, tmp_path, stopping):
     kind = objective_class(name, at="test")
     objective = kind.model_validate({"attack": ATTACK} if kind.robust else {})
     config = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.01)
@@ -116,14 +95,14 @@ def test_so_does_every_other_objective(name, tiny, inputs, context, tmp_path):
     teacher = [tiny(seed=1 + number) for number in range(max(1, len(objective.teacher_roles)))] if objective.needs_teacher else None
     history = train(whole, objective, teacher, inputs, config, replace(context, folder=tmp_path / "whole"), label="distill")
     folder = tmp_path / "stopped"
-    with pytest.raises(StoppedError):
-        train(tiny(), objective, teacher, inputs, config, replace(context, folder=folder, progress=Stopping(4)), label="distill")
+    with pytest.raises(stopping.Stopped):
+        train(tiny(), objective, teacher, inputs, config, replace(context, folder=folder, progress=stopping(4)), label="distill")
     assert train(stopped, objective, teacher, inputs, config, replace(context, folder=folder), label="distill") == history
     assert equal(whole.module, stopped.module)
     assert not equal(whole.module, tiny().module)
 
 
-def test_layers_that_draw_from_torch_itself_resume_to_the_same_bits_and_leave_its_generator_alone(inputs, context, tiny, tmp_path):
+def test_layers_that_draw_from_torch_itself_resume_to_the_same_bits_and_leave_its_generator_alone(inputs, context, tiny, tmp_path, stopping):
     def network():
         torch.manual_seed(0)
         return Network(tiny().spec, nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10)))
@@ -132,18 +111,18 @@ def test_layers_that_draw_from_torch_itself_resume_to_the_same_bits_and_leave_it
     before = torch.random.get_rng_state()
     train(whole, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "a"), label="teacher")
     assert torch.equal(torch.random.get_rng_state(), before)
-    with pytest.raises(StoppedError):
-        train(stopped, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b", progress=Stopping(10)), label="teacher")
+    with pytest.raises(stopping.Stopped):
+        train(stopped, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b", progress=stopping(10)), label="teacher")
     torch.rand(5)
     stopped = network()
     train(stopped, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b"), label="teacher")
     assert equal(whole.module, stopped.module)
 
 
-def test_a_finished_training_is_loaded_and_not_repeated(tiny, inputs, context):
+def test_a_finished_training_is_loaded_and_not_repeated(tiny, inputs, context, stopping):
     first, again = tiny(), tiny()
     history = train(first, Plain(), None, inputs, SHORT, context, label="teacher")
-    repeated = train(again, Plain(), None, inputs, SHORT, replace(context, progress=Stopping(0)), label="teacher")
+    repeated = train(again, Plain(), None, inputs, SHORT, replace(context, progress=stopping(0)), label="teacher")
     assert equal(first.module, again.module)
     assert history == repeated
 
@@ -158,11 +137,11 @@ def test_a_checkpoint_of_other_settings_weights_or_data_is_not_resumed(tiny, inp
     assert any("it is of another training" in line for line in listener.said)
 
 
-def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(tiny, inputs, context, listener, tmp_path):
+def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(tiny, inputs, context, listener, tmp_path, stopping):
     whole, damaged = tiny(), tiny()
     train(whole, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "a"), label="teacher")
-    with pytest.raises(StoppedError):
-        train(tiny(), Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b", progress=Stopping(14)), label="teacher")
+    with pytest.raises(stopping.Stopped):
+        train(tiny(), Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b", progress=stopping(14)), label="teacher")
     newest = max((tmp_path / "b" / "checkpoint" / "teacher").glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:100])
     train(damaged, Plain(), None, inputs, SHORT, replace(context, folder=tmp_path / "b"), label="teacher")
@@ -324,9 +303,9 @@ def test_the_epoch_is_chosen_by_the_figure_that_is_asked_for(select_by, tiny, in
     assert (history.best.validation.robust_accuracy is None) == (select_by == "clean")
 
 
-def test_a_robust_choice_without_an_attack_is_refused_before_training(tiny, inputs, context):
+def test_a_robust_choice_without_an_attack_is_refused_before_training(tiny, inputs, context, stopping):
     with pytest.raises(ConfigError) as caught:
-        train(tiny(), Plain(), None, inputs, TrainingConfig(epochs=1, select_by="robust"), replace(context, progress=Stopping(0)), label="teacher")
+        train(tiny(), Plain(), None, inputs, TrainingConfig(epochs=1, select_by="robust"), replace(context, progress=stopping(0)), label="teacher")
     problem = caught.value.problems[0]
     assert problem.message == "select_by = 'robust' needs an attack, objective 'plain' has none"
     assert problem.at == "teacher"
@@ -366,14 +345,14 @@ def test_a_set_smaller_than_a_batch_is_one_batch(tiny, inputs, context):
     assert len(history.epochs) == 2
 
 
-def test_before_each_epoch_the_caller_is_called_in_training_mode_also_after_a_resume(tiny, inputs, context, tmp_path):
+def test_before_each_epoch_the_caller_is_called_in_training_mode_also_after_a_resume(tiny, inputs, context, tmp_path, stopping):
     network, called = tiny(), []
 
     def before(epoch):
         called.append((epoch, network.module.training))
 
-    with pytest.raises(StoppedError):
-        train(network, Plain(), None, inputs, SHORT, replace(context, progress=Stopping(8)), label="teacher", before_epoch=before)
+    with pytest.raises(stopping.Stopped):
+        train(network, Plain(), None, inputs, SHORT, replace(context, progress=stopping(8)), label="teacher", before_epoch=before)
     network = tiny()
     train(network, Plain(), None, inputs, SHORT, context, label="teacher", before_epoch=before)
     assert called == [(0, True), (1, True), (1, True), (2, True)]

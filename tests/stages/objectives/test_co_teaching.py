@@ -108,28 +108,7 @@ def test_value_and_gradient_are_finite_for_extreme_logits(scale):
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
 
 
-class StoppedError(Exception):
-    pass
-
-
-class Stopping:
-    """A progress that ends the training after so many batches."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        for item in items:
-            if self.left == 0:
-                raise StoppedError
-            self.left -= 1
-            yield item
-
-    def say(self, message):
-        pass
-
-
-def test_both_networks_are_trained_and_survive_a_kill_to_the_bit(tiny, inputs, context, tmp_path):
+def test_both_networks_are_trained_and_survive_a_kill_to_the_bit(tiny, inputs, context, tmp_path, stopping):
     config = TrainingConfig(epochs=3, batch_size=64, learning_rate=0.05)
     peers = []
 
@@ -139,8 +118,8 @@ def test_both_networks_are_trained_and_survive_a_kill_to_the_bit(tiny, inputs, c
 
     def trained(folder, stops):
         for stop in stops:
-            with pytest.raises(StoppedError):
-                train(tiny(), CoTeaching(), None, inputs, config, replace(context, folder=folder, progress=Stopping(stop)), label="distill", fresh=fresh)
+            with pytest.raises(stopping.Stopped):
+                train(tiny(), CoTeaching(), None, inputs, config, replace(context, folder=folder, progress=stopping(stop)), label="distill", fresh=fresh)
         network = tiny()
         train(network, CoTeaching(), None, inputs, config, replace(context, folder=folder), label="distill", fresh=fresh)
         return network.module.state_dict(), peers[-1].state_dict()

@@ -83,28 +83,7 @@ def test_value_and_gradient_are_finite_for_extreme_logits_and_full_agreement(dty
     assert torch.isfinite(student.grad).all()
 
 
-class StoppedError(Exception):
-    pass
-
-
-class Stopping:
-    """A progress that ends the training after so many batches."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        for item in items:
-            if self.left == 0:
-                raise StoppedError
-            self.left -= 1
-            yield item
-
-    def say(self, message):
-        pass
-
-
-def test_its_averages_survive_a_kill_to_the_bit(tiny, inputs, context, tmp_path):
+def test_its_averages_survive_a_kill_to_the_bit(tiny, inputs, context, tmp_path, stopping):
     config = TrainingConfig(epochs=3, batch_size=50, learning_rate=0.05)
     memories = []
 
@@ -115,8 +94,8 @@ def test_its_averages_survive_a_kill_to_the_bit(tiny, inputs, context, tmp_path)
 
     def trained(folder, stops):
         for stop in stops:
-            with pytest.raises(StoppedError):
-                train(tiny(), Watched(), None, inputs, config, replace(context, folder=folder, progress=Stopping(stop)), label="distill")
+            with pytest.raises(stopping.Stopped):
+                train(tiny(), Watched(), None, inputs, config, replace(context, folder=folder, progress=stopping(stop)), label="distill")
         network = tiny()
         train(network, Watched(), None, inputs, config, replace(context, folder=folder), label="distill")
         return network.module.state_dict(), memories[-1].q
