@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import layer_pairs, require_whole_pairs, same_size, watched
+from kdpipe.stages.objectives.hidden import layer_pairs, require_whole_pairs, same_size, watched_passes
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
@@ -64,15 +64,12 @@ class Attention(Objective):
         """All three terms at this point of the training; one pass through each network."""
         pairs = step.auxiliary
         assert isinstance(pairs, _Watched)
-        with watched(step.teacher.module, pairs.teacher_layers) as theirs:
-            target = step.teacher(step.x)
-        with watched(step.student, pairs.student_layers) as ours:
-            logits = step.student(step.x)
-        distances = [attention_loss(ours[a], theirs[b], self.power) for a, b in zip(pairs.student_layers, pairs.teacher_layers, strict=True)]
+        passes = watched_passes(step, pairs.student_layers, pairs.teacher_layers)
+        distances = [attention_loss(passes.student[a], passes.teacher[b], self.power) for a, b in zip(pairs.student_layers, pairs.teacher_layers, strict=True)]
         share = self.teacher_share.at(step.progress)
         return weighted(
-            teacher=(share, kd_loss(logits, target, self.temperature.at(step.progress))),
-            labels=(1 - share, F.cross_entropy(widened(logits), step.labels)),
+            teacher=(share, kd_loss(passes.logits, passes.target, self.temperature.at(step.progress))),
+            labels=(1 - share, F.cross_entropy(widened(passes.logits), step.labels)),
             hidden=(self.hidden_weight.at(step.progress) / 2, torch.stack(distances).sum()),
         )
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
+from kdpipe.stages.objectives.objective import Step
 
 
 @contextmanager
@@ -25,6 +26,25 @@ def watched(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Logits of student and teacher on a step's batch, (batch, classes), and by name the outputs of the watched layers; the teacher's without a graph."""
+
+    logits: Tensor
+    target: Tensor
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+
+
+def watched_passes(step: Step, student_layers: Sequence[str], teacher_layers: Sequence[str]) -> Passes:
+    """One pass through the teacher and one through the student, with these layers watched."""
+    with watched(step.teacher.module, teacher_layers) as theirs:
+        target = step.teacher(step.x)
+    with watched(step.student, student_layers) as ours:
+        logits = step.student(step.x)
+    return Passes(logits, target, ours, theirs)
 
 
 def stage_ends(module: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:

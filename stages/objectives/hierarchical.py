@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.stages.objectives.attention import attention_map
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import LayerPair, layer_pairs, require_whole_pairs, same_size, watched
+from kdpipe.stages.objectives.hidden import LayerPair, layer_pairs, require_whole_pairs, same_size, watched_passes
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
@@ -61,15 +61,12 @@ class Hierarchical(Objective):
         """All three terms at this point of the training; one pass through each network."""
         pairs = step.auxiliary
         assert isinstance(pairs, LayerPairs)
-        with watched(step.teacher.module, pairs.teacher_layers) as theirs:
-            target = step.teacher(step.x)
-        with watched(step.student, pairs.student_layers) as ours:
-            logits = step.student(step.x)
+        passes = watched_passes(step, pairs.student_layers, pairs.teacher_layers)
         share = self.label_share.at(step.progress)
         return weighted(
-            teacher=(1 - share, kd_loss(logits, target, self.temperature.at(step.progress))),
-            labels=(share, F.cross_entropy(widened(logits), step.labels)),
-            hidden=(self.hidden_weight.at(step.progress), pairs(ours, theirs)),
+            teacher=(1 - share, kd_loss(passes.logits, passes.target, self.temperature.at(step.progress))),
+            labels=(share, F.cross_entropy(widened(passes.logits), step.labels)),
+            hidden=(self.hidden_weight.at(step.progress), pairs(passes.student, passes.teacher)),
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import layer_pairs, output_shapes, watched
+from kdpipe.stages.objectives.hidden import layer_pairs, output_shapes, watched_passes
 from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
 from kdpipe.stages.schedule import Scheduled, Weight
 
@@ -65,13 +65,10 @@ class Relational(Objective):
         """All three terms at this point of the training; one pass through each network."""
         layers = step.auxiliary
         assert isinstance(layers, _Watched)
-        with watched(step.teacher.module, [layers.teacher_layer]) as theirs:
-            step.teacher(step.x)
-        with watched(step.student, [layers.student_layer]) as ours:
-            logits = step.student(step.x)
-        student, teacher = _features(ours[layers.student_layer]), _features(theirs[layers.teacher_layer])
+        passes = watched_passes(step, [layers.student_layer], [layers.teacher_layer])
+        student, teacher = _features(passes.student[layers.student_layer]), _features(passes.teacher[layers.teacher_layer])
         return weighted(
-            labels=(self.label_weight.at(step.progress), F.cross_entropy(widened(logits), step.labels)),
+            labels=(self.label_weight.at(step.progress), F.cross_entropy(widened(passes.logits), step.labels)),
             distances=(self.distance_weight.at(step.progress), distance_loss(student, teacher)),
             angles=(self.angle_weight.at(step.progress), angle_loss(student, teacher)),
         )
