@@ -23,7 +23,7 @@ from kdpipe.stages.stage import Progress
 from kdpipe.targets import latency
 from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
-from kdpipe.targets.devices.device import Device, require_runtime_there, runnable_there
+from kdpipe.targets.devices.device import Device, require_runtime_there, runnable_there, why_no_latency
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, ModelFile, StartRequest, Windows
 from kdpipe.targets.energy import energy
@@ -208,7 +208,7 @@ def _accuracies(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], 
 def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, asked: Asked, progress: Progress, found: _Found) -> None:
     measurable = []
     for bundle in bundles:
-        reason = device.no_latency or bundle.profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        reason = why_no_latency(device, facts) or bundle.profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
         if reason is None:
             measurable.append(bundle)
         else:

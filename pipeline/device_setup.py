@@ -16,7 +16,7 @@ from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
 from kdpipe.pipeline.device_sections import FILE, device_model, read_devices
-from kdpipe.targets.devices.device import Device, Settings
+from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 from kdpipe.targets.devices.userland import PYTHON, prepare
@@ -290,8 +290,9 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
 
 
 def _machine_checks(device: Device, facts: DeviceFacts) -> Iterator[Check]:
-    if device.no_latency is not None:
-        yield Check("latency", None, device.no_latency)
+    no_latency = why_no_latency(device, facts)
+    if no_latency is not None:
+        yield Check("latency", None, no_latency)
         return
     steady = facts.governor in (None, STEADY_GOVERNOR)
     do = None if steady else "for steadier figures, on the device: sudo cpupower frequency-set -g performance"

@@ -20,7 +20,7 @@ from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets import latency
 from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
-from kdpipe.targets.devices.device import Device, Machine, require_runtime_there, same_as_planned
+from kdpipe.targets.devices.device import Device, Machine, require_runtime_there, same_as_planned, why_no_latency
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, Message, ModelFile, StartRequest, Windows
 from kdpipe.targets.energy import energy
@@ -99,16 +99,17 @@ def run(inputs: Inputs, config: BenchConfig, context: Context) -> Path:
 def _bench(inputs: Inputs, profile: Profile, config: BenchConfig, context: Context, judged: list[Judged]) -> Bench:
     """The measurements of the target's device; its accuracy is appended to `judged` where it is not this host, which `score-export` accuracy_on."""
     if config.machine is None:
-        reason = profile.why_not_measurable(probe())
+        host = LocalDevice()
+        reason = why_no_latency(host, host.facts()) or profile.why_not_measurable(probe())
         if reason is None:
-            return _measured(inputs, profile, config, context, LocalDevice())
+            return _measured(inputs, profile, config, context, host)
         return _not_measured(inputs, profile, context, reason)
     machine = config.machine
     device = machine.settings.device(machine.name, context.project)
     with device.connected():
         facts = same_as_planned(device, machine)
         judged += _judged(inputs, profile, context, device, facts)
-        reason = device.no_latency or profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        reason = why_no_latency(device, facts) or profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
         if reason is not None:
             return _not_measured(inputs, profile, context, reason)
         return _measured(inputs, profile, config, context, device)

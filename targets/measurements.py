@@ -78,6 +78,7 @@ class DeviceFacts(BaseModel, extra="forbid", frozen=True):
     kind: str = Field("local", description="'local', 'ssh', 'emulated', or a user's own")
     cpu: str
     architecture: str
+    emulator: str | None = Field(None, description="the program that only plays this processor; None: the machine runs its programs itself")
     instruction_sets: tuple[str, ...]
     cores: int
     governor: str | None = None

@@ -32,6 +32,8 @@ PROTOCOL = 2
 STABLE_WINDOWS = 3
 STABLE_SPREAD = 0.05  # warm: the medians of the last three windows lie within 5 % of each other
 RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # name to distribution
+# machine names to the processors that ELF files for them name (elf.h); 32-bit programs run on 64-bit kernels
+ELF_MACHINES = {"x86_64": (62, 3), "amd64": (62, 3), "i686": (3,), "aarch64": (183, 40), "arm64": (183, 40), "armv7l": (40,), "armv6l": (40,)}
 
 Array = Any  # a numpy array; numpy.typing is not in every numpy that boards have
 
@@ -129,6 +131,7 @@ def facts() -> dict[str, Any]:
         "system": platform.system(),
         "cpu": _cpu_name(cpuinfo),
         "architecture": platform.machine(),
+        "emulator": emulator(),
         "flags": _flags(cpuinfo),
         "cores": usable_cores(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -137,6 +140,20 @@ def facts() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "runtimes": versions(),
     }
+
+
+def emulator(process: str = "/proc/thread-self/exe", machine: str | None = None) -> str | None:
+    """The program that only plays this processor (`qemu-aarch64-static`), as in containers of another architecture; None where there is none."""
+    # qemu answers /proc/self/exe with the program that it emulates; this other name of it reaches the kernel, which names qemu.
+    try:
+        name = os.path.basename(os.readlink(process))
+        with open(process, "rb") as program:
+            head = program.read(20)
+    except OSError:
+        return None
+    own = ELF_MACHINES.get((machine or platform.machine()).lower())
+    foreign = own is not None and head[:4] == b"\x7fELF" and head[5] == 1 and struct.unpack("<H", head[18:20])[0] not in own
+    return name if foreign or name.startswith("qemu-") else None
 
 
 def usable_cores() -> int:

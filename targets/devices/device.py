@@ -134,6 +134,7 @@ def device_facts(name: str, kind: str, told: Facts) -> DeviceFacts:
         kind=kind,
         cpu=told.cpu,
         architecture=told.architecture,
+        emulator=told.emulator,
         instruction_sets=tuple(sorted(named(told.flags) | ({machine} if machine else set()))),
         cores=told.cores,
         governor=told.governor,
@@ -144,9 +145,18 @@ def device_facts(name: str, kind: str, told: Facts) -> DeviceFacts:
     )
 
 
+def why_no_latency(device: Device, facts: DeviceFacts) -> str | None:
+    """Why times of this machine mean nothing: its kind says so, or its programs turn out to be emulated; None: they count."""
+    if device.no_latency is None and facts.emulator is not None:
+        return f"not measured: what runs on device {facts.name} is emulated ({facts.emulator}), and an emulator's time says nothing of the chip's"
+    return device.no_latency
+
+
 def identity_of(facts: DeviceFacts) -> dict[str, JsonValue]:
     """CPU, architecture, instruction sets, cores and runtime versions; clock, temperature, governor and memory are left out."""
+    emulated: dict[str, JsonValue] = {"emulator": facts.emulator} if facts.emulator is not None and facts.kind != "emulated" else {}
     return {
+        **emulated,
         "name": facts.name,
         "cpu": facts.cpu,
         "architecture": facts.architecture,

@@ -35,6 +35,7 @@ class LocalDevice:
             name=self.name,
             cpu=told["cpu"],
             architecture=told["architecture"],
+            emulator=told["emulator"],
             instruction_sets=self._instruction_sets,
             cores=told["cores"],
             governor=told["governor"],

@@ -155,6 +155,7 @@ class Facts(BaseModel, extra="forbid", frozen=True):
     system: str
     cpu: str
     architecture: str
+    emulator: str | None = Field(None, max_length=200)
     flags: tuple[str, ...]
     cores: int = Field(ge=1)
     governor: str | None

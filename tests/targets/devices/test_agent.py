@@ -72,6 +72,26 @@ sys.exit(agent.main())
 """
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "told"),
+    [
+        ("python3.11", "x86_64", None),
+        ("python3.11", "riscv64", None),
+        ("qemu-x86_64-static", "x86_64", "qemu-x86_64-static"),
+        ("qemu-aarch64", "aarch64", "qemu-aarch64"),
+        ("box64", "aarch64", "box64"),
+    ],
+    ids=["as it is", "a machine that we do not know", "the same architecture", "another", "an emulator that we do not know"],
+)
+def test_programs_that_are_emulated_are_known_by_what_the_kernel_runs(tmp_path, name, machine, told):
+    program = tmp_path / name
+    program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + (62).to_bytes(2, "little"))  # of an x86-64 program
+    (tmp_path / "exe").symlink_to(program)
+    assert agent.emulator(str(tmp_path / "exe"), machine) == told
+    assert agent.emulator(str(tmp_path / "none"), machine) is None
+    assert agent.emulator() is None
+
+
 def test_a_runtime_s_own_printing_does_not_reach_the_answers():
     answer = subprocess.run([sys.executable, "-c", NOISY, str(SOURCE)], input="{}", capture_output=True, text=True, timeout=60, check=False)
     assert [json.loads(line)["kind"] for line in answer.stdout.splitlines()] == ["facts", "done"]
