@@ -146,8 +146,8 @@ def emulator(process: str = "/proc/thread-self/exe", machine: str | None = None)
     """The program that only plays this processor (`qemu-aarch64-static`), as in containers of another architecture; None where there is none."""
     # qemu answers /proc/self/exe with the program that it emulates; this other name of it reaches the kernel, which names qemu.
     try:
-        name = os.path.basename(os.readlink(process))
-        with open(process, "rb") as program:
+        name = Path(os.readlink(process)).name  # noqa: PTH115  # Path.readlink is not in Python 3.8
+        with Path(process).open("rb") as program:
             head = program.read(20)
     except OSError:
         return None
