@@ -31,7 +31,28 @@ import numpy as np
 PROTOCOL = 2
 STABLE_WINDOWS = 3
 STABLE_SPREAD = 0.05  # warm: the medians of the last three windows lie within 5 % of each other
-RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # name to distribution
+# What computes, by the name of the runtime: ONNX Runtime's name of its provider, OpenVINO's name of its device.
+PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-openvino": "OpenVINOExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime-xnnpack": "XnnpackExecutionProvider",
+}
+OPENVINO_DEVICES = {"openvino": "CPU", "openvino-gpu": "GPU", "openvino-npu": "NPU"}
+# Under which names a module is published; each with other providers.
+DISTRIBUTIONS = {
+    "onnxruntime": (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-openvino",
+        "onnxruntime-rocm",
+        "onnxruntime-directml",
+        "onnxruntime-qnn",
+        "onnxruntime-training",
+    ),
+    "openvino": ("openvino",),
+}
 # machine names to the processors that ELF files for them name (elf.h); 32-bit programs run on 64-bit kernels
 ELF_MACHINES = {"x86_64": (62, 3), "amd64": (62, 3), "i686": (3,), "aarch64": (183, 40), "arm64": (183, 40), "armv7l": (40,), "armv6l": (40,)}
 
@@ -49,14 +70,35 @@ class Loaded:
     batch: int | None
     shape: tuple[int | None, ...]
     outputs: int
+    fell_back: tuple[str, ...] = ()
+    """nodes that the accelerator does not take and the CPU runs; always empty where the CPU was asked for"""
 
 
-def load_onnxruntime(model: str, threads: int, hint: str, optimized: str | None = None) -> Loaded:
-    """The file in ONNX Runtime on the CPU; `optimized`: where to write the graph that it made of it. `hint` has no meaning here."""
+class NotThereError(Exception):
+    """The asked provider or device is not on this machine, does not start, or takes nothing of the file: never the CPU in its place."""
+
+
+def load_onnxruntime(
+    model: str,
+    threads: int,
+    hint: str,
+    provider: str = "CPUExecutionProvider",
+    optimized: str | None = None,
+    profiled: str | None = None,
+    sides: dict[str, int] | None = None,
+) -> Loaded:
+    """The file in ONNX Runtime; `hint` has no meaning here. Raises NotThereError.
+
+    `optimized`: where to write the graph that it made of the file; `profiled`: start of the path of the profile that `end_profiling` writes;
+    `sides`: of the input's free sides, by name, the lengths that are to be fixed.
+    """
     import onnxruntime
 
+    there = onnxruntime.get_available_providers()
+    if provider not in there:
+        raise NotThereError(f"this onnxruntime {onnxruntime.__version__} has no {provider}, it has {', '.join(there)}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if provider == "XnnpackExecutionProvider" else threads  # XNNPACK brings its own threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -66,7 +108,21 @@ def load_onnxruntime(model: str, threads: int, hint: str, optimized: str | None 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized is not None:
         options.optimized_model_filepath = optimized
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if profiled is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profiled
+    for side, length in (sides or {}).items():
+        options.add_free_dimension_override_by_name(side, length)
+    if provider == "XnnpackExecutionProvider":  # its threads and spinning ones would take each other's cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider == "OpenVINOExecutionProvider":  # it fuses by itself, and does not know what ONNX Runtime fuses
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if provider != "CPUExecutionProvider":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, threads, there))
+    session.disable_fallback()
+    if provider not in session.get_providers():
+        raise NotThereError(f"{provider} is in this onnxruntime {onnxruntime.__version__} but does not start; its libraries or its device are missing")
     given = session.get_inputs()
     sizes = [size if isinstance(size, int) else None for size in given[0].shape]
     name, outputs = given[0].name, [output.name for output in session.get_outputs()]
@@ -75,22 +131,66 @@ def load_onnxruntime(model: str, threads: int, hint: str, optimized: str | None 
         return session.run(outputs[:1], {name: batch})[0]
 
     kind = given[0].type if len(given) == 1 else f"{len(given)} inputs"
-    return Loaded(run, session, name, kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(outputs))
+    fell_back = _fell_back(session, provider) if provider != "CPUExecutionProvider" else ()
+    return Loaded(run, session, name, kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(outputs), fell_back)
 
 
-def load_openvino(model: str, threads: int, hint: str) -> Loaded:
-    """The file (.onnx or .xml) in OpenVINO's CPU plug-in: float parts in float32, one stream, no model cache."""
+def _providers(provider: str, threads: int, there: list[str]) -> list[Any]:
+    """In order of preference. The CPU takes what the provider does not; what that is stands in `Loaded.fell_back`."""
+    settings = {
+        "XnnpackExecutionProvider": {"intra_op_num_threads": str(threads)},
+        "OpenVINOExecutionProvider": {"device_type": "CPU", "num_of_threads": str(threads), "num_streams": "1", "precision": "ACCURACY"},
+        "TensorrtExecutionProvider": {"trt_int8_enable": "1"},  # takes Q/DQ as they stand; float parts stay float32
+    }
+    if provider == "CPUExecutionProvider":
+        return [provider]
+    beside = [name for name in ("CUDAExecutionProvider",) if provider == "TensorrtExecutionProvider" and name in there]
+    return [(provider, settings.get(provider, {})), *beside, "CPUExecutionProvider"]
+
+
+def _fell_back(session: Any, provider: str) -> tuple[str, ...]:
+    """The nodes that another provider runs. Before ONNX Runtime 1.24 it cannot be asked: nothing is claimed then."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ()
+    taken, others = 0, []
+    for part in session.get_provider_graph_assignment_info():
+        names = [node.name or node.op_type for node in part.get_nodes()]
+        if part.ep_name == provider:
+            taken += len(names)
+        else:
+            others += names
+    if not taken:
+        raise NotThereError(f"{provider} takes none of the {len(others)} nodes of this file: all would run on the CPU")
+    return tuple(others)
+
+
+def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", profiled: bool = False, shape: list[int] | None = None) -> Loaded:
+    """The file (.onnx or .xml) in an OpenVINO plug-in: float parts in float32 where the device has it, one stream, no model cache.
+
+    `profiled`: with the time of each node; `shape`: of the input, where its free sides are to be fixed. Raises NotThereError.
+    """
     import openvino
 
     core = openvino.Core()
+    there = core.available_devices
+    if not any(name.split(".")[0] == device for name in there):  # GPU.0, GPU.1 where there are several
+        raise NotThereError(f"OpenVINO finds no {device} on this machine, it finds {', '.join(there)}")
     settings = {
         "EXECUTION_MODE_HINT": "ACCURACY",  # without it float layers may silently run in bf16 or f16
         "PERFORMANCE_HINT": hint.upper(),
-        "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,  # one caller waits for each answer; more streams would only halve its threads
         "CACHE_DIR": "",
     }
-    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    if device == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = threads
+    elif device == "NPU":  # it computes in float16 what is not int8, and has no streams to choose
+        del settings["EXECUTION_MODE_HINT"], settings["NUM_STREAMS"]
+    if profiled:
+        settings["PERF_COUNT"] = True
+    read = core.read_model(model)
+    if shape is not None:
+        read.reshape(shape)
+    compiled = core.compile_model(read, device, settings)
     request = compiled.create_infer_request()
     given = compiled.inputs
     sizes = [None if size.is_dynamic else size.get_length() for size in given[0].get_partial_shape()]
@@ -104,22 +204,54 @@ def load_openvino(model: str, threads: int, hint: str) -> Loaded:
 
 
 def load(runtime: str, model: str, threads: int, hint: str) -> Loaded:
-    """The file in the named runtime."""
-    loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
-    return loaders[runtime](model, threads, hint)
+    """The file in the named runtime. Raises NotThereError."""
+    if runtime in PROVIDERS:
+        return load_onnxruntime(model, threads, hint, PROVIDERS[runtime])
+    return load_openvino(model, threads, hint, OPENVINO_DEVICES[runtime])
+
+
+def module_of(runtime: str) -> str:
+    """The Python module that a runtime of this file is part of."""
+    return runtime.split("-")[0]
+
+
+def installed(module: str) -> str | None:
+    """The version of a runtime's module, whatever the name of its distribution; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for distribution in DISTRIBUTIONS[module]:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def versions() -> dict[str, str]:
-    """Installed runtimes by name."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Installed runtimes by name; nothing is imported."""
     found = {"python": platform.python_version(), "numpy": np.__version__}
-    for name, distribution in RUNTIMES.items():
-        try:
-            found[name] = version(distribution)
-        except PackageNotFoundError:
-            continue
+    found.update({module: version for module in DISTRIBUTIONS for version in [installed(module)] if version})
     return found
+
+
+def runtimes() -> dict[str, str]:
+    """Installed runtimes by name, and their providers and devices beside the CPU, with the same version (`onnxruntime-xnnpack`)."""
+    found = versions()
+    if "onnxruntime" in found:
+        there = _tried(lambda: __import__("onnxruntime").get_available_providers())
+        found.update({name: found["onnxruntime"] for name, provider in PROVIDERS.items() if provider in there})
+    if "openvino" in found:
+        there = [name.split(".")[0] for name in _tried(lambda: __import__("openvino").Core().available_devices)]
+        found.update({name: found["openvino"] for name, device in OPENVINO_DEVICES.items() if device in there})
+    return found
+
+
+def _tried(ask: Callable[[], list[str]]) -> list[str]:
+    try:
+        return ask()
+    except Exception as error:  # a runtime that cannot be imported has no providers; loading a model there says why
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return []
 
 
 def facts() -> dict[str, Any]:
@@ -138,7 +270,7 @@ def facts() -> dict[str, Any]:
         "clock_mhz": clock_mhz(),
         "temperature_celsius": temperature_celsius(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "runtimes": versions(),
+        "runtimes": runtimes(),
     }
 
 
@@ -194,7 +326,7 @@ def peak_memory_bytes() -> int:
 def cold_start(request: dict[str, Any], tell: Callable[..., None]) -> None:
     """Load, first inference and peak memory of one model; this process has loaded nothing before. The runtime's import is not counted."""
     sample = np.load(request["inputs"])[: request["batch"]].copy()
-    __import__(request["runtime"])
+    __import__(module_of(request["runtime"]))
     begin = time.perf_counter_ns()
     loaded = load(request["runtime"], request["model"], request["threads"], request["hint"])
     ready = time.perf_counter_ns()

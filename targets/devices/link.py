@@ -34,6 +34,7 @@ BOOTSTRAP = (
 BEAT_SECONDS = 10.0
 SILENCE_SECONDS = 45.0  # beats are answered: four of them went unanswered
 LINE_BYTES = 64 << 20  # a minute of samples of a very fast model is a quarter of this
+ANSWER_BYTES = 512 << 20  # of one request; what answers batches is held against the batches
 LAST_WORDS = 400
 _ENDED = b'"kind": "ended"}\n'
 
@@ -134,7 +135,7 @@ class Link:
         """
         deadline = time.monotonic() + limit_seconds
         self._send(canonical_json({"do": "run", "command": command, "request": request, "open": feed is not None}) + b"\n")
-        ended = False
+        ended, came, fed = False, 0, feed is not None
         try:
             while True:
                 if feed is not None:
@@ -146,6 +147,9 @@ class Link:
                     ended = True
                     yield self._checked(line, TypeAdapter(Ended))
                     return
+                came += len(line)
+                if came > ANSWER_BYTES and not fed:
+                    raise self._too_large(ANSWER_BYTES)
                 yield line
         finally:
             if not ended and self._process.poll() is None:
@@ -213,11 +217,7 @@ class Link:
                 self._lines.put(b"")  # for whoever asks next
                 raise self._gone()
             if len(line) > LINE_BYTES:
-                raise UnavailableError(
-                    f"the device's answer is larger than {LINE_BYTES / 1e6:.0f} MB",
-                    at=self.at,
-                    do="the agent there is not ours: check who has access to the device",
-                )
+                raise self._too_large(LINE_BYTES)
             if line != b'{"kind": "beat"}\n':
                 return line
 
@@ -231,6 +231,11 @@ class Link:
             return adapter.validate_json(line)
         except ValidationError as error:
             raise self._not_valid(line, error.errors()[0]["msg"]) from error
+
+    def _too_large(self, limit: int) -> UnavailableError:
+        return UnavailableError(
+            f"the device's answer is larger than {limit / 1e6:.1f} MB", at=self.at, do="the agent there is not ours: check who has access to the device"
+        )
 
     def _not_valid(self, line: bytes, why: str) -> UnavailableError:
         return UnavailableError(

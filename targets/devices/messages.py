@@ -3,12 +3,24 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets.devices.agent import PROTOCOL
 
-Nanoseconds = Annotated[int, Field(gt=0)]
+LONGEST_NS = 10**17  # three years: what is longer was not measured
+
+
+def printable(text: str) -> str:
+    """The text in one line without what would steer a terminal: a device's words are shown to people."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()
+
+
+Nanoseconds = Annotated[int, Field(gt=0, le=LONGEST_NS)]
+Bytes = Annotated[int, Field(gt=0, le=1 << 60)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Words = Annotated[str, StringConstraints(max_length=300), AfterValidator(printable)]
+Versions = Annotated[dict[Words, Words], Field(max_length=100)]
 
 
 class ModelFile(BaseModel, extra="forbid", frozen=True):
@@ -83,7 +95,7 @@ class Hello(BaseModel, extra="forbid", frozen=True):
 
     kind: Literal["hello"]
     protocol: int
-    runtimes: dict[str, str]
+    runtimes: Versions
 
 
 class Windows(BaseModel, extra="forbid", frozen=True):
@@ -108,8 +120,8 @@ class ComparisonDone(BaseModel, extra="forbid", frozen=True):
     kind: Literal["comparison"]
     id: str
     warm: dict[str, bool]
-    clock_mhz: tuple[float | None, float | None]
-    temperature_celsius: tuple[float | None, float | None]
+    clock_mhz: tuple[Finite | None, Finite | None]
+    temperature_celsius: tuple[Finite | None, Finite | None]
 
 
 class StartMeasured(BaseModel, extra="forbid", frozen=True):
@@ -118,7 +130,7 @@ class StartMeasured(BaseModel, extra="forbid", frozen=True):
     kind: Literal["start"]
     load_ns: Nanoseconds
     first_inference_ns: Nanoseconds
-    peak_memory_bytes: int = Field(gt=0)
+    peak_memory_bytes: Bytes
 
 
 class EnergyMeasured(BaseModel, extra="forbid", frozen=True):
@@ -126,17 +138,15 @@ class EnergyMeasured(BaseModel, extra="forbid", frozen=True):
 
     kind: Literal["energy"]
     model: str | None
-    counter: str = Field(max_length=300)
-    rounds: tuple[
-        tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...
-    ]
+    counter: Words
+    rounds: tuple[tuple[Annotated[float, Field(ge=0, le=1e12)], Annotated[int, Field(ge=0, le=LONGEST_NS)], Annotated[float, Field(gt=0, le=1e8)]], ...]
 
 
 class NoEnergy(BaseModel, extra="forbid", frozen=True):
     """Why energy cannot be measured there."""
 
     kind: Literal["no-energy"]
-    reason: str = Field(max_length=1000)
+    reason: Words
 
 
 class Logits(BaseModel, extra="forbid", frozen=True):
@@ -152,17 +162,17 @@ class Facts(BaseModel, extra="forbid", frozen=True):
 
     kind: Literal["facts"]
     protocol: int
-    system: str
-    cpu: str
-    architecture: str
-    emulator: str | None = Field(None, max_length=200)
-    flags: tuple[str, ...]
-    cores: int = Field(ge=1)
-    governor: str | None
-    clock_mhz: float | None
-    temperature_celsius: float | None
-    memory_bytes: int = Field(gt=0)
-    runtimes: dict[str, str]
+    system: Words
+    cpu: Words
+    architecture: Words
+    emulator: Words | None = None
+    flags: tuple[Words, ...] = Field(max_length=10_000)
+    cores: int = Field(ge=1, le=1 << 20)
+    governor: Words | None
+    clock_mhz: Finite | None
+    temperature_celsius: Finite | None
+    memory_bytes: Bytes
+    runtimes: Versions
 
 
 class Failure(BaseModel, extra="forbid", frozen=True):
@@ -177,6 +187,8 @@ class Done(BaseModel, extra="forbid", frozen=True):
 
     kind: Literal["done"]
 
+
+_LAST_WORDS = 1000
 
 Message = Hello | Windows | Elapsed | ComparisonDone | StartMeasured | EnergyMeasured | NoEnergy | Logits | Facts | Failure | Done
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
@@ -202,7 +214,7 @@ def parsed(line: str | bytes, *, device: str) -> Message:
         )
     if isinstance(message, Failure):
         raise UnavailableError(
-            f"the device could not run it: {message.message}",
+            f"the device could not run it: {printable(message.message)[:_LAST_WORDS]}",
             at=f"device {device}",
             do="check that the runtime is installed there and that the file loads in it",
         )

@@ -11,7 +11,7 @@ from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices import agent
 from kdpipe.targets.devices.frames import frame, logits_of
-from kdpipe.targets.devices.messages import Done, Message, PredictRequest, Request, parsed
+from kdpipe.targets.devices.messages import Done, Message, PredictRequest, Request, parsed, printable
 
 _LAST_WORDS = 400  # characters of the agent's last line
 
@@ -88,7 +88,7 @@ def _broken_off(device: str, code: int, overdue_seconds: float | None, errors: s
     why = f"ended early with status {code}" if overdue_seconds is None else f"was not done within {overdue_seconds:g} s"
     last = errors.strip().splitlines()[-1:]
     return UnavailableError(
-        f"the measuring process {why}{': ' + last[0][:_LAST_WORDS] if last else ''}",
+        f"the measuring process {why}{': ' + printable(last[0])[:_LAST_WORDS] if last else ''}",
         at=f"device {device}",
         do="close other programs, or measure fewer models or for less time ([bench] seconds)",
     )

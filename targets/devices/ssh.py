@@ -24,7 +24,19 @@ from kdpipe.targets.devices import agent
 from kdpipe.targets.devices.device import Command, device_facts, identity_of
 from kdpipe.targets.devices.frames import frame, logits_of
 from kdpipe.targets.devices.link import BOOTSTRAP, LAST_WORDS, BusyError, Ended, Link
-from kdpipe.targets.devices.messages import BenchRequest, Done, EnergyRequest, Facts, Message, ModelFile, PredictRequest, Request, StartRequest, parsed
+from kdpipe.targets.devices.messages import (
+    BenchRequest,
+    Done,
+    EnergyRequest,
+    Facts,
+    Message,
+    ModelFile,
+    PredictRequest,
+    Request,
+    StartRequest,
+    parsed,
+    printable,
+)
 from kdpipe.targets.measurements import DeviceFacts
 
 KNOWN_HOSTS = "kdpipe.known_hosts"
@@ -231,7 +243,7 @@ class SshDevice:
 
     def _broken_off(self, ended: Ended) -> UnavailableError:
         last = ended.errors.splitlines()[-1:]
-        words = f": {last[0][:LAST_WORDS]}" if last else ""
+        words = f": {printable(last[0])[:LAST_WORDS]}" if last else ""
         if "No module named 'numpy'" in words:
             do = f"install it there: {self.settings.python} -m pip install numpy onnxruntime"
         else:
@@ -240,7 +252,7 @@ class SshDevice:
 
     def _explained(self, status: int, words: str) -> UnavailableError:
         """What ssh's status and last words mean."""
-        last = words.splitlines()[-1][:LAST_WORDS] if words else f"status {status}"
+        last = printable(words.splitlines()[-1])[:LAST_WORDS] if words else f"status {status}"
         host = self.settings.host
         if "HOST IDENTIFICATION HAS CHANGED" in words or "Host key verification failed" in words:
             return UnavailableError(

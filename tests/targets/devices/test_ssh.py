@@ -254,12 +254,15 @@ def test_a_device_that_falls_silent_is_given_up(pi, board, agent_of, monkeypatch
         ("print('Segmentation fault')", "the device's answer is not valid ("),
         ('print(\'{"kind": "hello", "protocol": 9, "runtimes": {}}\')', "the agent speaks protocol 9, this kdpipe speaks 2"),
         ("import sys; sys.exit('MemoryError')", "the measuring process there ended early with status 1: MemoryError"),
-        ("import sys; sys.stdout.write('x' * 200_000)", "the device's answer is larger than 0 MB"),
+        ("import sys; sys.stdout.write('x' * 200_000)", "the device's answer is larger than 0.1 MB"),
+        ('while True: print(\'{"kind": "hello", "protocol": 2, "runtimes": {}}\')', "the device's answer is larger than 0.3 MB"),
+        ('import sys; sys.exit("\\x1b[2J\\x07all is well")', "the measuring process there ended early with status 1: [2J all is well"),
     ],
-    ids=["no json", "another protocol", "dies", "too large"],
+    ids=["no json", "another protocol", "dies", "a line too large", "too many lines", "words that steer the terminal"],
 )
 def test_an_answer_that_is_not_one_gives_no_number(pi, agent_of, monkeypatch, source, said):
     monkeypatch.setattr(link, "LINE_BYTES", 100_000)
+    monkeypatch.setattr(link, "ANSWER_BYTES", 300_000)
     agent_of(source)
     assert refused(pi).message.startswith(said)
 
