@@ -29,9 +29,9 @@ from kdpipe.pipeline.progress import progress_for
 from kdpipe.robustness.intervals import BoolArray, accuracy
 from kdpipe.stages import distill, teacher
 from kdpipe.stages.distill import DistillConfig
+from kdpipe.stages.history import HISTORY_FILE, History
 from kdpipe.stages.stage import Context, Inputs, Progress
 from kdpipe.stages.teacher import TeacherConfig
-from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.tasks.image_classification import ImageClassification
 
 ROOT = Path(__file__).parents[1]

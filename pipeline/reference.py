@@ -28,7 +28,7 @@ from kdpipe.stages.schedule import Scheduled
 from kdpipe.stages.target_cache import TargetCache
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teachers import FurtherTeacher
-from kdpipe.stages.training import TrainingConfig
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.weight_perturbation import WeightPerturbation
 from kdpipe.tasks.data.label_noise import LabelNoise
 

@@ -21,11 +21,11 @@ from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.intervals import BoolArray
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages.device_quality import CORRECT_FILE, QUALITY_FILE, DeviceQualities, DeviceQuality
+from kdpipe.stages.history import HISTORY_FILE, History
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Examples
 from kdpipe.stages.parity import PARITY_FILE, Parity
 from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
 from kdpipe.stages.score_export import UNAVAILABLE_FILE
-from kdpipe.stages.training import HISTORY_FILE, History
 from kdpipe.targets.measurements import Bench
 
 SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")

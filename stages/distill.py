@@ -10,6 +10,7 @@ from torch import nn
 from kdpipe.foundation.networks import Network, build_network, save_network
 from kdpipe.foundation.randomness import stream
 from kdpipe.stages.checkpoint import remove_checkpoints
+from kdpipe.stages.history import write_history
 from kdpipe.stages.memorisation import tell_memorisation
 from kdpipe.stages.objectives.configured import ObjectiveSection
 from kdpipe.stages.objectives.correction import Correction
@@ -18,7 +19,8 @@ from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.target_cache import TargetCache
 from kdpipe.stages.teachers import FurtherTeacher, places, require_usable, teaching
-from kdpipe.stages.training import CHECKPOINTS, TrainingConfig, train, write_history
+from kdpipe.stages.training import CHECKPOINTS, train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.trust import require_trust
 
 VERSION = 1

@@ -8,13 +8,14 @@ import copy
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, InstanceOf, model_validator
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
@@ -25,12 +26,18 @@ from kdpipe.stages.channel_choice import Choice, Limits, least_important
 from kdpipe.stages.channel_groups import ChannelGroup, find_groups, plan_without
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.gradients import objective_gradients
+from kdpipe.stages.history import History, write_history
+from kdpipe.stages.latency_pruning import Goal, LatencyPruning, LatencyReport, measuring
 from kdpipe.stages.macs import count_macs, count_parameters
 from kdpipe.stages.objectives.configured import ConfiguredObjective
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.teachers import teaching
-from kdpipe.stages.training import CHECKPOINTS, History, TrainingConfig, train, write_history
+from kdpipe.stages.training import CHECKPOINTS, train
+from kdpipe.stages.training_config import TrainingConfig
+from kdpipe.stages.trial import Trial, cut
+from kdpipe.targets.devices.device import Machine
+from kdpipe.targets.profile import Profile
 
 VERSION = 1
 TOOLS = ("torch", "torch-pruning", "safetensors", "numpy")
@@ -47,8 +54,10 @@ class PruneConfig(TrainingConfig, extra="forbid", frozen=True):
     objective: ConfiguredObjective | None = Field(None, description="filled in from [distill]")
     teachers: tuple[TeacherShare, ...] | None = Field(None, description="filled in from [distill]")
     mixture: Mixture | None = Field(None, description="filled in from [distill]")
-    speedup: float | None = Field(None, gt=1, le=100, description="multiply-accumulates before / after, at least")
+    speedup: float | None = Field(None, gt=1, le=100, description="multiply-accumulates before / after, at least; with measured_on the int8 file's time")
     channels: float | None = Field(None, gt=0, lt=1, description="share of the prunable channels that goes, at least; instead of speedup")
+    latency_ms: float | None = Field(None, gt=0, le=60_000, description="median time of the target's int8 file in ms, at most; instead of speedup")
+    measured_on: str | None = Field(None, description="the target on whose device latency is measured; 'target' (as where latency_ms has none): the only one")
     steps: int = Field(3, ge=1, le=20, description="how often channels are removed, each time with a share of the epochs")
     importance: Literal["taylor", "magnitude"] = Field("taylor", description="taylor: |weight · gradient| of the objective's loss; magnitude: squared weights")
     importance_batches: int = Field(10, ge=1, description="training batches that taylor's gradient is taken over")
@@ -57,11 +66,23 @@ class PruneConfig(TrainingConfig, extra="forbid", frozen=True):
     ignored_layers: tuple[str, ...] = Field((), description="names of layers whose outputs stay whole; the logits always do")
     epochs: int = Field(9, ge=1, description="passes of fine-tuning, shared between the steps (at least one each)")
     learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="highest learning rate of each step's schedule")
+    profile: InstanceOf[Profile] | None = Field(
+        None, exclude=True, description="filled by the build: that of the target that is measured; it is in the fingerprint"
+    )
+    machine: InstanceOf[Machine] | None = Field(None, exclude=True, description="filled by the build: the device that measures; None: this host")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the goal is a measured latency."""
+        return self.latency_ms is not None or self.measured_on is not None
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if (self.speedup is None) == (self.channels is None):
-            raise ValueError("give exactly one of speedup and channels")
+        given = [goal for goal in (self.speedup, self.channels, self.latency_ms) if goal is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of speedup, channels and latency_ms")
+        if self.channels is not None and self.measured_on is not None:
+            raise ValueError("measured_on goes with speedup or latency_ms: a share of channels is counted, not measured")
         return self
 
 
@@ -81,7 +102,10 @@ class PruningStep(BaseModel, extra="forbid", frozen=True):
 
 
 class PruningReport(BaseModel, extra="forbid", frozen=True):
-    """`pruning.json`. `layers`: convolution or linear layer to (inputs, outputs) before and after; `whole`: groups that stay, with the reason."""
+    """`pruning.json`. `layers`: convolution or linear layer to (inputs, outputs) before and after; `whole`: groups that stay, with the reason.
+
+    `speedup` is that of multiply-accumulates; `latency` is there where the goal was one.
+    """
 
     before: Cost
     after: Cost
@@ -89,6 +113,7 @@ class PruningReport(BaseModel, extra="forbid", frozen=True):
     steps: tuple[PruningStep, ...]
     layers: dict[str, tuple[tuple[int, int], tuple[int, int]]]
     whole: dict[str, str]
+    latency: LatencyReport | None = None
 
 
 def run(inputs: Inputs, config: PruneConfig, context: Context) -> Path:
@@ -101,26 +126,52 @@ def run(inputs: Inputs, config: PruneConfig, context: Context) -> Path:
     start = _Start(student, _cost(student), _prunable_channels(find_groups(student.module, example, ignored=ignored)[0]))
     network, steps, histories = student, list[PruningStep](), list[History]()
     whole: dict[str, str] = {}
-    for number in range(config.steps):
-        label = f"prune/step-{number + 1}"
-        gradients = None
-        if config.importance == "taylor":
-            gradients = objective_gradients(network, objective, teachers, inputs, context, config.batch_size, config.importance_batches, label=label)
-        groups, whole = find_groups(network.module, example, gradients, ignored)
-        choice = _chosen(groups, whole, network, start, config, (number + 1) / config.steps)
-        network = _cut(network, plan_without(choice, network.module))
-        steps.append(_step(choice, _cost(network), start))
-        context.progress.say(_told(label, steps[-1], start, whole if number == 0 else {}))
-        histories.append(train(network, objective, teachers, inputs, _part_of_epochs(config, number), context, label=label))
+    with _measuring(student, inputs, config, context) as timed:
+        for number in range(config.steps):
+            label = f"prune/step-{number + 1}"
+            gradients = None
+            if config.importance == "taylor":
+                gradients = objective_gradients(network, objective, teachers, inputs, context, config.batch_size, config.importance_batches, label=label)
+            groups, whole = find_groups(network.module, example, gradients, ignored)
+            if timed is None:
+                choice = _chosen(groups, whole, network, start, config, (number + 1) / config.steps)
+            else:
+                trial = Trial(network, objective, teachers, inputs, config, context, label)
+                choice = timed.decided(number, groups) or timed.choose(
+                    trial, groups, _limits(groups, start, config), (number + 1, config.steps), _note(config, whole)
+                )
+            network = cut(network, plan_without(choice, network.module))
+            steps.append(_step(choice, _cost(network), start))
+            context.progress.say(_told(label, steps[-1], start, whole if number == 0 else {}))
+            if timed is not None:
+                context.progress.say(f"{label}: {timed.told(number)}")
+            histories.append(train(network, objective, teachers, inputs, _part_of_epochs(config, number), context, label=label))
+        latency = None if timed is None else timed.report()
     save_network(network, context.folder)
     _require_exact_replay(network, context.folder, example)
     report = PruningReport(
-        before=start.cost, after=steps[-1].after, speedup=steps[-1].speedup, steps=tuple(steps), layers=_changed_widths(student, network), whole=whole
+        before=start.cost,
+        after=steps[-1].after,
+        speedup=steps[-1].speedup,
+        steps=tuple(steps),
+        layers=_changed_widths(student, network),
+        whole=whole,
+        latency=latency,
     )
-    write_text(context.folder / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    write_text(context.folder / REPORT_FILE, report.model_dump_json(indent=2, exclude={"latency"} if latency is None else None) + "\n")
     write_history(context.folder, *histories)
     remove_checkpoints(context.folder / CHECKPOINTS)
+    if timed is not None:
+        timed.finish()
     return context.folder
+
+
+def _measuring(student: Network, inputs: Inputs, config: PruneConfig, context: Context) -> AbstractContextManager[LatencyPruning | None]:
+    """The measurements, where the goal is a latency."""
+    if not config.measured:
+        return nullcontext()
+    assert config.profile is not None, "the pipeline fills it in"
+    return measuring(student, Goal(config.latency_ms, config.speedup), inputs, config.profile, config.machine, context)
 
 
 @dataclass(frozen=True)
@@ -161,19 +212,20 @@ def _limits(groups: Sequence[ChannelGroup], start: _Start, config: PruneConfig) 
 
 def _unreachable(config: PruneConfig, left: float, whole: Mapping[str, str]) -> ConfigError:
     key, wanted, possible = ("speedup", config.speedup, f"{1 / left:.2f}") if config.channels is None else ("channels", config.channels, f"{1 - left:.2f}")
-    stay = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
     return ConfigError(
         f"{key} = {wanted:g} cannot be reached: at most {possible} with max_ratio = {config.max_ratio:g} and round_to = {config.round_to}",
         at=f"{_AT} {key}",
-        do=f"lower {key}, raise max_ratio or lower round_to" + (f"; layers that stay whole: {stay}" if stay else ""),
+        do=f"lower {key}, raise max_ratio or lower round_to{_whole(whole)}",
     )
 
 
-def _cut(network: Network, plan: PruningPlan) -> Network:
-    module = copy.deepcopy(network.module)
-    replay_(module, plan)
-    before = network.spec.pruning or PruningPlan()
-    return Network(network.spec.model_copy(update={"pruning": before.then(plan)}), module)
+def _note(config: PruneConfig, whole: Mapping[str, str]) -> str:
+    return f"raise max_ratio (now {config.max_ratio:g}){_whole(whole)}"
+
+
+def _whole(whole: Mapping[str, str]) -> str:
+    stay = "; ".join(f"{name}: {reason}" for name, reason in whole.items())
+    return f"; layers that stay whole: {stay}" if stay else ""
 
 
 def _part_of_epochs(config: PruneConfig, number: int) -> PruneConfig:

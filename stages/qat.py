@@ -21,12 +21,14 @@ from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.distill import fresh_student
+from kdpipe.stages.history import History, write_history
 from kdpipe.stages.objectives.configured import ConfiguredObjective
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.teachers import teaching
-from kdpipe.stages.training import CHECKPOINTS, History, SelectBy, TrainingConfig, train, write_history
+from kdpipe.stages.training import CHECKPOINTS, train
+from kdpipe.stages.training_config import SelectBy, TrainingConfig
 from kdpipe.stages.validation import Validation, validate
 from kdpipe.targets.profile import Profile
 from kdpipe.tasks.data.batches import batches

@@ -14,10 +14,12 @@ from kdpipe.foundation.networks import SPEC_FILE, WEIGHTS_FILE, Network, Network
 from kdpipe.foundation.randomness import stream
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.classes import InOrder, columns_of, first_names
+from kdpipe.stages.history import write_history
 from kdpipe.stages.objectives.configured import ObjectiveSection
 from kdpipe.stages.objectives.objective import Objective
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import CHECKPOINTS, TrainingConfig, train, write_history
+from kdpipe.stages.training import CHECKPOINTS, train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.validation import validate
 
 VERSION = 1

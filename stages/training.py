@@ -10,16 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.foundation.files import canonical_json, write_json
+from kdpipe.foundation.files import canonical_json
 from kdpipe.foundation.networks import Network
 from kdpipe.foundation.randomness import lent_to_torch, stream
 from kdpipe.robustness.attacks.attack import Attack
@@ -27,24 +25,22 @@ from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.stages.averaging import average_, average_equally_, averaged_copy, settle_norms_
 from kdpipe.stages.checkpoint import Checkpoint, CheckpointFolder, load_optimizer_state_, optimizer_state, state_of, under
 from kdpipe.stages.folding import Pair, foldable_pairs
+from kdpipe.stages.history import EpochRecord, History
 from kdpipe.stages.known_targets import KnownTargets
 from kdpipe.stages.learned import Learned, learned_of
 from kdpipe.stages.memory_format import channels_last, has_convolutions
 from kdpipe.stages.objectives.configured import as_keys
 from kdpipe.stages.objectives.objective import Loss, Objective, RobustObjective, Setting, Step, Teacher
-from kdpipe.stages.schedule import LearningRateSchedule, learning_rate
+from kdpipe.stages.schedule import learning_rate
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.target_cache import FOLDER, Table, identity_of
+from kdpipe.stages.training_config import SelectBy, TrainingConfig
 from kdpipe.stages.validation import Validation, validate
-from kdpipe.stages.weight_perturbation import WeightPerturbation, perturbed
+from kdpipe.stages.weight_perturbation import perturbed
 from kdpipe.tasks.data.batches import Batch, batches, number_of_batches
 
 CHECKPOINTS = "checkpoint"
 """The folder of checkpoints in a stage's work folder."""
-
-HISTORY_FILE = "history.json"
-
-SelectBy = Literal["clean", "robust", "balanced"]
 
 T = TypeVar("T")
 
@@ -54,74 +50,6 @@ SETTLING_SAMPLES = 8192
 
 class TrainingDivergedError(ConfigError):
     """The loss or the weights are no longer finite; the checkpoints of the finished epochs stay."""
-
-
-class TrainingConfig(BaseModel, extra="forbid", frozen=True):
-    """The keys that every training section has."""
-
-    epochs: int = Field(30, ge=1, description="passes over the training split")
-    batch_size: int = Field(64, ge=2, description="samples per step")
-    learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False, description="highest learning rate of the schedule")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with Nesterov momentum, or adamw")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; adamw's first beta")
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="of weights with two or more dimensions; biases and BatchNorm are spared")
-    clip_norm: float | None = Field(None, gt=0, description="upper bound of the gradient's norm; absent: none")
-    schedule: LearningRateSchedule = Field("cosine", description="cosine to 0, multi-step (times 0.1 at each milestone), or constant")
-    milestones: tuple[float, ...] = Field((0.5, 0.75), description="shares of the training, in (0, 1), at which multi-step drops")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0 to the learning rate")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better one; absent: never")
-    ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of averaged weights, which are then what is judged and kept; absent: none")
-    swa_start: float | None = Field(
-        None, ge=0, lt=1, description="share of the training from which the epochs' weights are averaged equally, then judged and kept instead; absent: none"
-    )
-    awp: WeightPerturbation | None = Field(None, description="adversarial weight perturbation, a section of its own; absent: none")
-    select_by: SelectBy | None = Field(
-        None, description="validation figure that the best epoch is chosen by; absent: balanced (the mean of both) with an attack in the objective, else clean"
-    )
-    validation_attack_samples: int = Field(256, ge=1, description="validation samples that are attacked (PGD-10) after each epoch, where select_by asks for it")
-
-    @field_validator("milestones")
-    @classmethod
-    def _within_the_training(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < milestone < 1 for milestone in milestones):
-            raise ValueError(f"{list(milestones)} are not all in (0, 1): they are shares of the training, not epochs")
-        return milestones
-
-    @model_validator(mode="after")
-    def _one_average(self) -> Self:
-        if self.ema_decay is not None and self.swa_start is not None:
-            raise ValueError("ema_decay and swa_start are two averages of the same weights: give one of them")
-        return self
-
-
-class EpochRecord(BaseModel, extra="forbid", frozen=True):
-    """One epoch, counted from 1. `loss`: `total` and the objective's terms before their weights, means over the epoch's samples."""
-
-    epoch: int
-    learning_rate: float
-    loss: dict[str, float]
-    validation: Validation
-
-
-class History(BaseModel, extra="forbid", frozen=True):
-    """What came of one training. It holds no times: it is the same to the bit however often the training was interrupted."""
-
-    label: str
-    objective: str
-    select_by: SelectBy
-    epochs: tuple[EpochRecord, ...]
-    best_epoch: int
-    stopped_early: bool
-
-    @property
-    def best(self) -> EpochRecord:
-        """The epoch whose weights were kept."""
-        return self.epochs[self.best_epoch - 1]
-
-
-def write_history(folder: Path, *histories: History) -> None:
-    """`history.json`: `{"trainings": [...]}`, one entry per training of the stage, in order."""
-    write_json(folder / HISTORY_FILE, {"trainings": [history.model_dump(mode="json") for history in histories]})
 
 
 def train(

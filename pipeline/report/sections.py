@@ -16,7 +16,7 @@ from kdpipe.pipeline.results import Judged, Results, TargetResults
 from kdpipe.robustness.corruption import SEVERITIES
 from kdpipe.robustness.intervals import Difference, paired_difference
 from kdpipe.robustness.scorecard import Figure
-from kdpipe.stages.training import History
+from kdpipe.stages.history import History
 from kdpipe.targets.measurements import Explanation, Latency
 
 KINDS = ("clean", "corrupted", "attacked")

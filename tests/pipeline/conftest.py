@@ -32,11 +32,11 @@ from kdpipe.robustness.scorecard import (
     Scorecard,
     TemperatureEffect,
 )
+from kdpipe.stages.history import EpochRecord, History, write_history
 from kdpipe.stages.judged_examples import ANSWERS_FILE, TENSORS_FILE, Answer, Examples
 from kdpipe.stages.parity import Parity, compared
 from kdpipe.stages.prune import Cost, PruningReport, PruningStep
 from kdpipe.stages.qat import Outcome
-from kdpipe.stages.training import EpochRecord, History, write_history
 from kdpipe.stages.validation import Validation
 from kdpipe.targets.lint import LintFinding
 from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, NoiseCheck, Percentile, Start

@@ -17,7 +17,8 @@ from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teacher import run as run_teacher
 from kdpipe.stages.teachers import FurtherTeacher
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.validation import validate
 from kdpipe.tasks.image_classification import ImageClassification
 

@@ -19,7 +19,8 @@ from kdpipe.stages.export import ExportConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.parity import Parity, allowed_disagreements
 from kdpipe.stages.qat import QatConfig
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.targets.profile import load_profile
 from kdpipe.targets.runtimes.runtime import open_session
 

@@ -14,7 +14,8 @@ from kdpipe.stages.objectives.objective import weighted
 from kdpipe.stages.objectives.plain import Plain
 from kdpipe.stages.objectives.rslad import Rslad
 from kdpipe.stages.schedule import Scheduled
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 
 CURRICULUM = {"from": 1, "to": 21, "shape": "learned"}
 

@@ -16,7 +16,8 @@ from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.comparison import paired_means
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.tasks.image_classification import ImageClassification
 
 pytestmark = pytest.mark.slow

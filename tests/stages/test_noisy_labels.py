@@ -18,7 +18,8 @@ from kdpipe.stages.qat import QatConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teacher import run as run_teacher
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.targets.profile import load_profile
 from kdpipe.tasks.image_classification import ImageClassification
 

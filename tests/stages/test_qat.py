@@ -17,7 +17,8 @@ from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.qat import Outcome, QatConfig
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.targets.profile import load_profile
 
 PLAIN = parse_objective("plain", {}, at="test")

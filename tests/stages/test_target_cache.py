@@ -7,7 +7,8 @@ import torch
 from kdpipe.stages.known_targets import KnownTargets
 from kdpipe.stages.objectives.kd import Kd
 from kdpipe.stages.target_cache import FOLDER, Table, TargetCache, identity_of
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 
 
 @pytest.fixture

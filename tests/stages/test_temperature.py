@@ -129,7 +129,8 @@ def overconfident(digits, tmp_path_factory):
     from kdpipe.stages.objectives.configured import parse_objective
     from kdpipe.stages.qat import QatConfig
     from kdpipe.stages.stage import Context, Inputs
-    from kdpipe.stages.training import TrainingConfig, train
+    from kdpipe.stages.training import train
+    from kdpipe.stages.training_config import TrainingConfig
     from kdpipe.tasks.image_classification import ImageClassification
 
     class Silent:

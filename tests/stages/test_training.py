@@ -17,6 +17,7 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import Network
 from kdpipe.foundation.plugins import names
 from kdpipe.robustness.attacks.attack import Attack
+from kdpipe.stages.history import write_history
 from kdpipe.stages.objectives.at import At
 from kdpipe.stages.objectives.configured import PACKAGE, objective_class
 from kdpipe.stages.objectives.hierarchical import Hierarchical
@@ -24,7 +25,8 @@ from kdpipe.stages.objectives.kd import Kd
 from kdpipe.stages.objectives.objective import Objective, Step, weighted
 from kdpipe.stages.objectives.plain import Plain
 from kdpipe.stages.objectives.rslad import Rslad
-from kdpipe.stages.training import TrainingConfig, TrainingDivergedError, batching, train, write_history
+from kdpipe.stages.training import TrainingDivergedError, batching, train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.tasks.image_classification import ImageClassification
 
 SHIFTED = ImageClassification.model_validate({"data": "digits", "augment": [{"name": "crop"}]})
@@ -159,7 +161,9 @@ from kdpipe.foundation.networks import build_network, save_network
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.objectives.rslad import Rslad
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import TrainingConfig, train, write_history
+from kdpipe.stages.history import write_history
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.foundation.randomness import stream
 from kdpipe.tasks.image_classification import ImageClassification
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kdpipe.stages.objectives.co_teaching import CoTeaching, smallest
 from kdpipe.stages.objectives.kd import kd_loss
 from kdpipe.stages.objectives.objective import Setting
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.floats(0.01, 1))

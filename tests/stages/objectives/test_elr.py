@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from kdpipe.stages.objectives.elr import CLAMP, Elr, Memory, clamped_predictions, early_learning_regulariser
 from kdpipe.stages.objectives.kd import kd_loss
-from kdpipe.stages.training import TrainingConfig, train
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 
 
 def logits(seed, classes=4):
