@@ -113,6 +113,22 @@ class _FakeQuantize(torch.autograd.Function):
         return (passed if ctx.gain is None else passed * ctx.gain), None, None, None, None, None, None
 
 
+def rounded_to_float16(x: Tensor) -> Tensor:
+    """`x` as float16 holds it, float32, same shape; beyond ±65,504 infinite. The gradient passes straight through."""
+    result: Tensor = _RoundToFloat16.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _RoundToFloat16(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.half().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class ActivationQuantizer(nn.Module):
     """Fake quantization of one activation tensor; everything it knows is in buffers.
 

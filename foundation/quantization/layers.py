@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.foundation.quantization.fake_quant import fake_quantize, weight_limit, weight_scale
+from kdpipe.foundation.quantization.fake_quant import fake_quantize, rounded_to_float16, weight_limit, weight_scale
 from kdpipe.foundation.quantization.scheme import Scheme
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -26,16 +26,17 @@ _BIAS_LIMIT = 2**30  # of the int32 bias; leaves the accumulator as much room ag
 class LiveLayer(nn.Module):
     """A convolution or linear layer in quantization-aware training; `norm` is the BatchNorm after it, or None.
 
-    `layer` and `norm` are the network's own modules, so that a layer that is called twice keeps one weight.
+    `layer` and `norm` are the network's own modules, so that a layer that is called twice keeps one weight. `kept_float`: nothing is rounded.
     """
 
     statistics_frozen: Tensor
 
-    def __init__(self, layer: Layer, norm: Norm | None, scheme: Scheme) -> None:
+    def __init__(self, layer: Layer, norm: Norm | None, scheme: Scheme, *, kept_float: bool = False) -> None:
         super().__init__()
         self.layer = layer
         self.norm = norm
         self.scheme = scheme
+        self.kept_float = kept_float
         self.register_buffer("statistics_frozen", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +71,10 @@ class LiveLayer(nn.Module):
         return self.norm.weight / deviation if self.norm.affine else 1 / deviation
 
     def _quantized(self, weight: Tensor) -> Tensor:
+        if self.kept_float:
+            return weight
+        if not self.scheme.integer_weights:
+            return rounded_to_float16(weight)
         limit = weight_limit(self.scheme)
         return fake_quantize(weight, weight_scale(weight, self.scheme), 0, -limit, limit)
 
@@ -107,6 +112,28 @@ class FrozenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes in the file, in float arithmetic on the same numbers."""
+        return apply_layer(self.layer, x, self.weight, self.bias)
+
+
+class FrozenFloatLayer(nn.Module):
+    """A layer that the file computes in float: kept in float32, or its weight rounded to float16 (and its bias where the file computes in float16)."""
+
+    def __init__(self, live: LiveLayer) -> None:
+        super().__init__()
+        weight, bias = (None if value is None else value.detach().clone() for value in live.folded())
+        assert weight is not None
+        self.layer = without_parameters(live.layer)
+        self.scheme = live.scheme
+        self.kept_float = live.kept_float
+        if not self.kept_float:
+            weight = rounded_to_float16(weight)
+            if bias is not None and self.scheme.half_arithmetic:
+                bias = rounded_to_float16(bias)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer computes in the file."""
         return apply_layer(self.layer, x, self.weight, self.bias)
 
 
