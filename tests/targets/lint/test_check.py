@@ -38,13 +38,22 @@ def only(path, profile, rule: str):
     return found[0]
 
 
-@pytest.mark.parametrize(("name", "profile"), [("u8.onnx", CPU), ("u8-one.onnx", NPU)], ids=["cpu", "npu"])
-def test_a_right_file_has_no_finding(files, name, profile):
-    assert lint(files / name, profile) == ()
+def test_a_right_file_has_no_finding(files):
+    assert lint(files / "u8.onnx", CPU) == ()
 
 
-def test_a_foreign_signed_file_fits_tensorrt_but_for_quantizers_that_split_layer_and_activation(files):
-    assert rules(files / "s8-one.onnx", GPU) == rules(files / "s8-one.onnx", ARM) == {"split-activation"}
+def test_a_foreign_unsigned_file_fits_the_npu_but_for_a_sum_of_two_scales(files):
+    assert rules(files / "u8-one.onnx", NPU) == {"unified-scales"}
+
+
+def test_a_foreign_signed_file_fits_arm_but_for_quantizers_that_split_layer_and_activation(files):
+    assert rules(files / "s8-one.onnx", ARM) == {"split-activation"}
+
+
+def test_a_foreign_signed_file_does_not_fit_tensorrt_for_its_biases_of_int32(files):
+    found = lint(files / "s8-one.onnx", GPU)
+    assert {finding.rule for finding in found if finding.severity == "error"} == {"int32-bias"}
+    assert {finding.rule for finding in found if finding.severity == "warning"} == {"split-activation", "quantized-residual"}
 
 
 def test_unsigned_activations_do_not_fit_tensorrt(files):
@@ -152,11 +161,24 @@ def test_scales_per_channel_of_an_activation_are_refused(edited):
     assert (finding.node, finding.reason) == ("b_QuantizeLinear", "activations have 16 scales")
 
 
-def test_layers_that_were_not_quantized_are_named(files):
-    found = lint(files / "float.onnx", CPU)
-    assert [finding.rule for finding in found] == ["not-quantized"] * 4
-    assert [finding.node for finding in found] == ["conv1", "conv2", "conv3", "linear"]
-    assert "'input', 'conv1.weight'" in found[0].reason
+def test_a_float_file_is_told_so_once(files):
+    (finding,) = lint(files / "float.onnx", CPU)
+    assert (finding.node, finding.rule, finding.severity) == ("file", "float-file", "warning")
+    assert finding.reason == "the file is float: none of its 4 convolutions and linear layers is quantized"
+    assert "kdpipe build makes an int8 file" in finding.remedy
+
+
+def test_a_layer_that_stayed_in_float_among_quantized_ones_is_named(edited):
+    def undo(model: onnx.ModelProto) -> None:
+        """conv2 takes the values before the quantizer."""
+        node = node_of(model, "Conv", "conv2")
+        pair = next(each for each in model.graph.node if each.output[0] == node.input[0])
+        node.input[0] = next(each for each in model.graph.node if each.output[0] == pair.input[0]).input[0]
+
+    finding = only(edited("u8.onnx", undo), CPU, "not-quantized")
+    assert (finding.node, finding.severity) == ("conv2", "warning")
+    assert finding.reason == "Conv runs in float: 'b' is not dequantized from int8"
+    assert finding.remedy == "put Q/DQ before its input and its weights"
 
 
 def test_a_layer_behind_a_flatten_counts_as_quantized(edited):
