@@ -3,18 +3,16 @@
 Source: Zagoruyko & Komodakis 2017 (arXiv:1612.03928), section 3.1, eq. 2.
 """
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import layer_pairs, require_whole_pairs, same_size, watched_passes
+from kdpipe.stages.objectives.hidden import PairedLayers, layer_pairs, same_size, watched_passes
 from kdpipe.stages.objectives.kd import kd_loss
-from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
+from kdpipe.stages.objectives.objective import Loss, Setting, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
 
 
@@ -38,7 +36,7 @@ def attention_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tens
     return (attention_map(student, power) - attention_map(teacher, power)).square().sum(dim=1).mean()
 
 
-class Attention(Objective):
+class Attention(PairedLayers):
     """`CE + w / 2 · sum over layer pairs of attention_loss`, with the logits' part of `kd` for the labels' where `teacher_share` asks for it.
 
     Layers left out are chosen: the last module of each spatial size, paired from the output backwards.
@@ -48,13 +46,6 @@ class Attention(Objective):
     power: float = Field(2.0, ge=1, le=8, description="p: of the activations in the sum over channels; higher looks at the strongest alone")
     teacher_share: Share = Field(Scheduled.constant(0.0), description="share of the divergence from the teacher's logits; number or schedule, in [0, 1]")
     temperature: Positive = Field(Scheduled.constant(4.0), description="T of that divergence; number or schedule, > 0")
-    student_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the student's modules; absent: chosen by spatial size")
-    teacher_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the teacher's modules, in the same order")
-
-    @model_validator(mode="after")
-    def _pairs_are_whole(self) -> Self:
-        require_whole_pairs(self.student_layers, self.teacher_layers)
-        return self
 
     def auxiliary(self, setting: Setting) -> nn.Module:
         """Which layers are compared; nothing in it is trained."""

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.stages.objectives.objective import Step
+from kdpipe.stages.objectives.objective import Objective, Step
 
 
 @contextmanager
@@ -26,6 +28,22 @@ def watched(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+class PairedLayers(Objective):
+    """An objective that compares layers of student and teacher: which ones, where the user names them."""
+
+    student_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the student's modules; absent: chosen by spatial size")
+    teacher_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the teacher's modules, in the same order")
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> Self:
+        ours, theirs = self.student_layers, self.teacher_layers
+        if (ours is None) != (theirs is None):
+            raise ValueError("student_layers and teacher_layers go together: give both, or neither")
+        if ours is not None and theirs is not None and len(ours) != len(theirs):
+            raise ValueError(f"{len(ours)} student_layers and {len(theirs)} teacher_layers cannot be paired")
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,14 +120,6 @@ def layer_pairs(
     if not names:
         raise ConfigError("no hidden layers found to compare", at=at, do="give student_layers and teacher_layers, or choose kd")
     return tuple(LayerPair(a, b, ours[a], theirs[b]) for a, b in names)
-
-
-def require_whole_pairs(student_layers: Sequence[str] | None, teacher_layers: Sequence[str] | None) -> None:
-    """ValueError, as a model's validator raises it, unless both lists are absent or of equal length."""
-    if (student_layers is None) != (teacher_layers is None):
-        raise ValueError("student_layers and teacher_layers go together: give both, or neither")
-    if student_layers is not None and teacher_layers is not None and len(student_layers) != len(teacher_layers):
-        raise ValueError(f"{len(student_layers)} student_layers and {len(teacher_layers)} teacher_layers cannot be paired")
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

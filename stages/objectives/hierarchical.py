@@ -3,19 +3,19 @@
 Sources: attention transfer, Zagoruyko & Komodakis 2017 (arXiv:1612.03928), eq. 2; hints through a regressor, Romero et al. 2015 (arXiv:1412.6550), eq. 3.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.stages.objectives.attention import attention_map
 from kdpipe.stages.objectives.divergence import widened
-from kdpipe.stages.objectives.hidden import LayerPair, layer_pairs, require_whole_pairs, same_size, watched_passes
+from kdpipe.stages.objectives.hidden import LayerPair, PairedLayers, layer_pairs, same_size, watched_passes
 from kdpipe.stages.objectives.kd import kd_loss
-from kdpipe.stages.objectives.objective import Loss, Objective, Setting, Step, weighted
+from kdpipe.stages.objectives.objective import Loss, Setting, Step, weighted
 from kdpipe.stages.schedule import Positive, Scheduled, Share, Weight
 
 
@@ -33,7 +33,7 @@ def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(widened(student), widened(teacher))
 
 
-class Hierarchical(Objective):
+class Hierarchical(PairedLayers):
     """`(1 - a) · T² · KL + a · CE + w · mean over layer pairs of their distance`.
 
     Layers left out are chosen: the last module of each spatial size, paired from the output backwards. Where two paired maps
@@ -44,13 +44,6 @@ class Hierarchical(Objective):
     hidden_weight: Weight = Field(Scheduled.constant(10.0), description="w: weight of the hidden layers' term; number or schedule, >= 0")
     temperature: Positive = Field(Scheduled.constant(4.0), description="T of the logits' term; number or schedule, > 0")
     label_share: Share = Field(Scheduled.constant(0.1), description="a: share of the cross-entropy with the labels; number or schedule, in [0, 1]")
-    student_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the student's modules; absent: chosen by spatial size")
-    teacher_layers: tuple[str, ...] | None = Field(None, min_length=1, description="names of the teacher's modules, in the same order")
-
-    @model_validator(mode="after")
-    def _pairs_are_whole(self) -> Self:
-        require_whole_pairs(self.student_layers, self.teacher_layers)
-        return self
 
     def auxiliary(self, setting: Setting) -> nn.Module:
         """The layer pairs with their projectors."""
