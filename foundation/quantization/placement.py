@@ -42,18 +42,15 @@ _ACTIVATIONS = {
     *(F.leaky_relu, F.prelu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardtanh, F.hardswish, F.hardsigmoid, F.softmax),
     *(torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, torch.softmax, torch.clamp, "sigmoid", "tanh", "softmax", "clamp", "sigmoid_", "tanh_"),
 }
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _BINARY = {
-    operator.add,
-    operator.iadd,
-    torch.add,
+    *ADDITIONS,
     operator.sub,
     operator.isub,
     torch.sub,
     operator.mul,
     operator.imul,
     torch.mul,
-    "add",
-    "add_",
     "sub",
     "mul",
     "mul_",
@@ -132,7 +129,7 @@ def _has_own_grid(node: fx.Node, kinds: dict[fx.Node, Kind], root: nn.Module) ->
     if kind is Kind.INPUT:
         return not any(kinds[user] is Kind.INPUT for user in node.users)  # the normalisation stands for the raw input
     if kind in {Kind.LAYER, Kind.ARITHMETIC}:
-        users = _users(node, root)
+        users = users_of(node, root)
         return not (len(users) == 1 and kinds[users[0]] is Kind.MERGED)
     return kind in {Kind.MERGED, Kind.ACTIVATION}
 
@@ -140,15 +137,15 @@ def _has_own_grid(node: fx.Node, kinds: dict[fx.Node, Kind], root: nn.Module) ->
 def _is_logits(node: fx.Node, kinds: dict[fx.Node, Kind], root: nn.Module) -> bool:
     """Whether nothing but the network's output, reached without another quantizable operation, takes this value."""
     ends = {Kind.MOVING, Kind.OTHER, Kind.ACTIVATION, Kind.MERGED}
-    return all(user.op == "output" or (kinds[user] in ends and _is_logits(user, kinds, root)) for user in _users(node, root))
+    return all(user.op == "output" or (kinds[user] in ends and _is_logits(user, kinds, root)) for user in users_of(node, root))
 
 
-def _users(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+def users_of(node: fx.Node, root: nn.Module) -> list[fx.Node]:
     """Who takes the values of `node`, seen through the ends of containers."""
     found: list[fx.Node] = []
     for user in node.users:
         if isinstance(module_of(user, root), Boundary | nn.Identity):
-            found += _users(user, root)
+            found += users_of(user, root)
         elif not shapes_only(user):
             found.append(user)
     return found

@@ -1,6 +1,10 @@
 """A frozen twin as a module that torch.onnx exports to QuantizeLinear and DequantizeLinear, integer weights included.
 
 ONNX operators without a torch counterpart are written with `torch.onnx.ops.symbolic`; the module can be exported, not run.
+
+OpenVINO's CPU plug-in merges a layer, the quantizer behind it, the addition of a shortcut and the quantizer behind that into one kernel, and then leaves the first
+rounding out ("drop rounding one special residual pattern", intel_cpu/src/dnnl_postops_composer.cpp): the sum is then not the twin's. It looks at the first operation
+behind the layer only, so a quantizer that is written twice is rounded once (docs/decisions/rounding-before-additions.md).
 """
 
 import copy
@@ -11,37 +15,64 @@ from torch.nn import functional as F
 
 from kdpipe.foundation.quantization.fake_quant import ActivationQuantizer, InputQuantizer, activation_range, quantize
 from kdpipe.foundation.quantization.layers import FrozenLayer, apply_layer
+from kdpipe.foundation.quantization.placement import ADDITIONS, Kind, kind_of, users_of
 from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.foundation.quantization.tracing import module_of
 
 _ONE_PIXEL = (1, (1,), (1, 1), [1, 1])
 
 
-def exportable(twin: nn.Module) -> nn.Module:
-    """A copy of the frozen `twin` for `torch.onnx.export`: same inputs, outputs and module names."""
+def exportable(twin: nn.Module, *, keep_rounding: bool = False, float_bias: bool = False) -> nn.Module:
+    """A copy of the frozen `twin` for `torch.onnx.export`: same inputs, outputs and module names.
+
+    `keep_rounding`: the quantizers of `before_additions` are written twice, so that OpenVINO rounds there as the twin does. The values are the same with and without;
+    ONNX Runtime takes the second pair out again.
+    `float_bias`: biases are float32 with the same values, for TensorRT, which dequantizes no int32.
+    """
     result = copy.deepcopy(twin)
     assert isinstance(result, fx.GraphModule)
+    twice = before_additions(result) if keep_rounding else ()
     _name_global_averages_(result)
     for name, module in list(result.named_modules()):
         if isinstance(module, ActivationQuantizer):
-            result.set_submodule(name, _QuantizeDequantize(module.scheme, module.scale, module.zero_point, module.scale, module.zero_point))
+            grid = (module.scale, module.zero_point)
+            result.set_submodule(name, _QuantizeDequantize(module.scheme, *grid, *grid, times=2 if name in twice else 1))
         elif isinstance(module, InputQuantizer):
             result.set_submodule(name, _QuantizedInput(module))
         elif isinstance(module, FrozenLayer):
-            result.set_submodule(name, _IntegerLayer(module))
+            result.set_submodule(name, _IntegerLayer(module, float_bias=float_bias))
     result.recompile()
     return result.eval()
 
 
+def before_additions(twin: nn.Module) -> tuple[str, ...]:
+    """The quantizers of `twin` whose values go into one addition and nowhere else and come from a layer, with or without an activation that is merged with it."""
+    assert isinstance(twin, fx.GraphModule)
+    return tuple(str(node.target) for node in twin.graph.nodes if isinstance(module_of(node, twin), ActivationQuantizer) and _is_summand(node, twin))
+
+
+def _is_summand(node: fx.Node, twin: fx.GraphModule) -> bool:
+    users = users_of(node, twin)
+    return len(users) == 1 and users[0].target in ADDITIONS and kind_of(users[0], twin) is Kind.ARITHMETIC and _layer_behind(node.all_input_nodes[0], twin)
+
+
+def _layer_behind(node: fx.Node, twin: fx.GraphModule) -> bool:
+    while kind_of(node, twin) in {Kind.MERGED, Kind.MOVING}:
+        node = node.all_input_nodes[0]
+    return kind_of(node, twin) is Kind.LAYER
+
+
 class _QuantizeDequantize(nn.Module):
-    """QuantizeLinear with one scale and zero point, DequantizeLinear with another (or the same)."""
+    """QuantizeLinear with one scale and zero point, DequantizeLinear with another (or the same, then `times` in a row: what is on the grid stays where it is)."""
 
     scale: Tensor
     zero_point: Tensor
     out_scale: Tensor
     out_zero_point: Tensor
 
-    def __init__(self, scheme: Scheme, scale: Tensor, zero_point: Tensor, out_scale: Tensor, out_zero_point: Tensor) -> None:
+    def __init__(self, scheme: Scheme, scale: Tensor, zero_point: Tensor, out_scale: Tensor, out_zero_point: Tensor, *, times: int = 1) -> None:
         super().__init__()
+        self.times = times
         self.dtype = torch.int8 if scheme.activation_signed else torch.uint8
         self.narrow = scheme.activation_bits < 8
         self.same = out_scale is scale
@@ -59,9 +90,11 @@ class _QuantizeDequantize(nn.Module):
         """`x` through both operators."""
         if self.narrow:
             x = x.clamp(self.low, self.high)
-        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=self.dtype, shape=x.shape)
         scale, zero_point = (self.scale, self.zero_point) if self.same else (self.out_scale, self.out_zero_point)
-        return torch.onnx.ops.symbolic("DequantizeLinear", (q, scale, zero_point), dtype=torch.float32, shape=x.shape)
+        for _ in range(self.times):
+            q = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=self.dtype, shape=x.shape)
+            x = torch.onnx.ops.symbolic("DequantizeLinear", (q, scale, zero_point), dtype=torch.float32, shape=x.shape)
+        return x
 
 
 class _QuantizedInput(nn.Module):
@@ -83,14 +116,14 @@ class _QuantizedInput(nn.Module):
 
 
 class _IntegerLayer(nn.Module):
-    """A convolution or linear layer whose int8 weight and int32 bias are initializers before DequantizeLinear."""
+    """A convolution or linear layer whose int8 weight and int32 bias (or float32 bias) are initializers, integers before DequantizeLinear."""
 
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias_scale: Tensor
 
-    def __init__(self, frozen: FrozenLayer) -> None:
+    def __init__(self, frozen: FrozenLayer, *, float_bias: bool) -> None:
         super().__init__()
         self.layer = frozen.layer
         scale = frozen.weight_scale.flatten()
@@ -99,7 +132,7 @@ class _IntegerLayer(nn.Module):
         self.register_buffer("weight", quantize(frozen.weight, frozen.weight_scale, 0, -frozen.limit, frozen.limit).to(torch.int8))
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", torch.zeros_like(scale, dtype=torch.int8))
-        self.integer_bias = frozen.bias is not None and bool((frozen.bias_scale > 0).all())
+        self.integer_bias = not float_bias and frozen.bias is not None and bool((frozen.bias_scale > 0).all())
         self.bias: Tensor | None
         if frozen.bias is None:
             self.bias = None
