@@ -28,7 +28,7 @@ from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
 from kdpipe.targets.measurements import Bench, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
-from kdpipe.targets.runtimes.runtime import open_session, require_runtime
+from kdpipe.targets.runtimes.runtime import open_session, require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
 
 VERSION = 1
@@ -176,7 +176,7 @@ def _cases(profile: Profile, config: BenchConfig, facts: DeviceFacts, device: De
     batches = (profile.static_batch,) if profile.batch == "static" else config.batches or profile.bench.batches
     threads = sorted({facts.cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
     for need in profile.runtimes:
-        name = f"{need.name} {_version(need, profile, facts, device)} CPU"
+        name = session_name(need.name, _version(need, profile, facts, device))
         for batch in sorted(set(batches)):
             for count in threads:
                 yield Setting(f"{need.name}/batch-{batch}/threads-{count}", need, name, batch, count)

@@ -16,7 +16,7 @@ from kdpipe.targets.devices.device import Device, runnable_there
 from kdpipe.targets.devices.messages import PredictRequest
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import RuntimeNeed
-from kdpipe.targets.runtimes.runtime import Hint, open_session, require_runtime
+from kdpipe.targets.runtimes.runtime import Hint, open_session, require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
 
 QUALITY_FILE = "device_quality.json"
@@ -109,7 +109,7 @@ def _judged(device: Device, facts: DeviceFacts, model: Path, need: RuntimeNeed, 
             session.close()
     correct = np.concatenate(there) == split.labels
     agreement = accuracy(np.concatenate(same)) if session is not None else Figure(value=None, reason=reason)
-    name = f"{need.name} {facts.runtimes[need.name]} CPU"
+    name = session_name(need.name, facts.runtimes[need.name])
     quality = DeviceQuality(
         device=facts, runtime=name, clean=accuracy(correct), agreement=agreement, largest_difference=largest if session is not None else None
     )

@@ -1,8 +1,8 @@
 """What a bench leaves behind: latency, start, memory and where they were measured. What was not measured says so."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 ModelName = Literal["int8", "float", "teacher"]
 
@@ -89,22 +89,71 @@ class DeviceFacts(BaseModel, extra="forbid", frozen=True):
 
 
 class NodePrecision(BaseModel, extra="forbid", frozen=True):
-    """One node of the graph as the runtime runs it."""
+    """One node of the graph as the runtime runs it. Files of before its time and traffic were measured have None there."""
 
     name: str
     operator: str
     precision: str = Field(description="'int8', 'float32', …")
     fused: tuple[str, ...] = ()
     note: str | None = None
+    microseconds: float | None = Field(None, ge=0, description="mean of one inference of one sample, as the runtime's own profiler tells it")
+    share: float | None = Field(None, ge=0, le=1, description="its part of the time of all nodes")
+    bytes_read: int | None = Field(None, ge=0, description="of inputs and weights, by their shapes and types")
+    bytes_written: int | None = Field(None, ge=0)
+
+
+Cause = Literal[
+    "residual-add",
+    "split-activation",
+    "per-channel-activation",
+    "float-operator",
+    "weights-only",
+    "not-quantized",
+    "run-in-float",
+    "leftover-quantizers",
+    "layout",
+    "shape-computation",
+    "dynamic-shape",
+    "missing-instruction",
+    "small-layers",
+    "overhead",
+    "memory-bound",
+    "slow-kernel",
+    "threads",
+    "first-run",
+    "fell-back",
+]
+
+
+class Finding(BaseModel, extra="forbid", frozen=True):
+    """One reason why int8 is not faster, with what was seen of it."""
+
+    cause: Cause | None = Field(None, description="None: of a file that only held the text")
+    text: str = Field(description="what was seen, with figures, in plain language")
+    nodes: tuple[str, ...] = ()
+    share: float | None = Field(None, ge=0, le=1, description="the part of an inference's time that it accounts for; None where that was not measured")
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Explanation(BaseModel, extra="forbid", frozen=True):
-    """What a runtime made of the int8 file, and in plain language why int8 is or is not faster."""
+    """What a runtime made of the int8 file, and in plain language why int8 is or is not faster: the weightiest reason first."""
 
     runtime: str
     nodes: tuple[NodePrecision, ...]
     int8_share: float = Field(ge=0, le=1, description="share of the convolutions and linear layers that run in int8")
-    findings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    threads: int | None = Field(None, ge=1)
+    milliseconds: float | None = Field(None, gt=0, description="median of one inference of one sample, by the clock outside the runtime")
+    ratio_to_float: float | None = Field(None, gt=0, description="its time over the float file's, of runs in turn; an orientation, without an interval")
+
+    @field_validator("findings", mode="before")
+    @classmethod
+    def _texts(cls, findings: Any) -> Any:
+        """Files of before findings had parts hold texts."""
+        return [{"text": it} if isinstance(it, str) else it for it in findings] if isinstance(findings, list | tuple) else findings
 
 
 class Bench(BaseModel, extra="forbid", frozen=True):

@@ -6,7 +6,8 @@ import numpy as np
 
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.runtimes.runtime import does_not_load, open_session
+from kdpipe.targets.runtimes.runtime import open_session
+from kdpipe.targets.runtimes.session import does_not_load
 
 FILES = ("model.xml", "model.bin")
 # Folding constants in another order moves float32 by its rounding, and a value at the edge between two int8 steps by one step.

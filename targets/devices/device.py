@@ -15,10 +15,12 @@ from pydantic import JsonValue
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.predictor import Float32Array
+from kdpipe.targets.devices.agent import module_of
 from kdpipe.targets.devices.messages import Facts, Message, PredictRequest, Request
 from kdpipe.targets.instruction_sets import ARCHITECTURES, named
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import RuntimeNeed
+from kdpipe.targets.runtimes.runtime import what_helps
 
 PACKAGE = "kdpipe.targets.devices"
 Command = Literal["probe", "bench", "start", "energy"]
@@ -108,6 +110,10 @@ def require_runtime_there(facts: DeviceFacts, runtime: str, versions: str, *, at
         raise UnavailableError(
             f"the runtime {runtime} is your own: it runs on this host only", at=at, do="measure in a runtime that ships: onnxruntime, openvino"
         )
+    module = module_of(runtime)
+    if there is None and module != runtime and module in facts.runtimes:
+        able = ", ".join(name for name in facts.runtimes if module_of(name) == module)
+        raise UnavailableError(f"device {facts.name} cannot run {runtime}: its {module} {facts.runtimes[module]} has {able}", at=at, do=what_helps(runtime))
     if there is None:
         raise UnavailableError(f"the runtime {runtime} is not installed on device {facts.name}", at=at, do=f"install it there, in its Python {install}")
     if not SpecifierSet(versions).contains(there, prereleases=True):

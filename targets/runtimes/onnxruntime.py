@@ -1,19 +1,19 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and what its other providers (`onnxruntime_xnnpack.py` …) share with it."""
 
 import re
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import onnx
 
 from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.devices.agent import Loaded, load_onnxruntime
+from kdpipe.targets.devices.agent import PROVIDERS, Loaded, load_onnxruntime
 from kdpipe.targets.explanation import Graph, explanation, timing
 from kdpipe.targets.measurements import Explanation, NodePrecision
-from kdpipe.targets.runtimes.runtime import Hint, does_not_load, predicted, require_classifier
+from kdpipe.targets.runtimes.runtime import Hint, runtime_version, session_name
+from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
 
 _INT8_OPERATORS = {"QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
 _COMPUTE = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QLinearConv", "QLinearMatMul", *_INT8_OPERATORS}
@@ -37,60 +37,27 @@ _CARRIERS = {
 
 
 class OnnxRuntime:
-    """The plug-in."""
+    """The plug-in of one provider; `runtime`: its name in `agent.PROVIDERS`, `do`: what helps where it is not there."""
 
     distribution = "onnxruntime"
 
-    def open(self, model: Path, *, threads: int, hint: Hint) -> "OnnxRuntimeSession":
+    def __init__(self, runtime: str, do: str) -> None:
+        self.runtime, self.do = runtime, do
+
+    def open(self, model: Path, *, threads: int, hint: Hint) -> LoadedSession:
         """See `Runtime.open`; the hint has no meaning here."""
-        return OnnxRuntimeSession(model, threads, hint)
+        name = session_name(self.runtime, runtime_version(self.runtime) or "")
+        loaded = loaded_by(self.runtime, model, lambda: load_onnxruntime(str(model), threads, hint, PROVIDERS[self.runtime]), do=self.do)
+        return LoadedSession(name, model, loaded, lambda loaded, example: _explained(name, model, threads, hint, loaded, example))
 
 
-class OnnxRuntimeSession:
-    """A file in ONNX Runtime; see `Session`."""
-
-    def __init__(self, model: Path, threads: int, hint: Hint) -> None:
-        self.name = f"onnxruntime {metadata.version(OnnxRuntime.distribution)} CPU"
-        self.model, self.threads, self.hint = model, threads, hint
-        self._loaded: Loaded | None = _opened(model, threads, hint)
-        require_classifier(self._loaded, self.name, model)
-
-    def __call__(self, batch: Float32Array) -> Float32Array:
-        """The logits."""
-        return predicted(self._open, batch, at=str(self.model))
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        self._loaded = None
-
-    def explain(self, example: Float32Array) -> Explanation:
-        """Read from the optimised graph that ONNX Runtime itself writes: integer operators, what was fused, Q/DQ left over."""
-        with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / "optimized.onnx"
-            _opened(self.model, self.threads, self.hint, optimized=str(written))
-            graph = _graph(onnx.load(written), onnx.load(self.model))
-        return explanation(self.name, graph, timing(self._open, example))
-
-    @property
-    def _open(self) -> Loaded:
-        if self._loaded is None:
-            raise RuntimeError(f"the session of {self.model} is closed")
-        return self._loaded
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def _opened(model: Path, threads: int, hint: Hint, optimized: str | None = None) -> Loaded:
-    try:
-        return load_onnxruntime(str(model), threads, hint, optimized)
-    except ImportError:
-        raise
-    except Exception as error:  # onnxruntime raises a dozen types of its own, without a common base
-        raise does_not_load("onnxruntime", model, error) from error
+def _explained(name: str, model: Path, threads: int, hint: Hint, loaded: Loaded, example: Float32Array) -> Explanation:
+    """Read from the optimised graph that ONNX Runtime itself writes: integer operators, what was fused, Q/DQ left over."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimized.onnx"
+        load_onnxruntime(str(model), threads, hint, optimized=str(written))
+        graph = _graph(onnx.load(written), onnx.load(model))
+    return explanation(name, graph, timing(loaded, example))
 
 
 def _graph(optimized: Any, original: Any) -> Graph:
@@ -169,4 +136,4 @@ def _original_name(node: Any) -> str:
     return re.sub(r"(_token_\d+|_nchwc|_quant)+$", "", node.name) or f"{node.op_type} -> {node.output[0]}"
 
 
-plugin = OnnxRuntime()
+plugin = OnnxRuntime("onnxruntime", do="python -m pip install --force-reinstall onnxruntime")

@@ -1,14 +1,13 @@
-"""OpenVINO's CPU plug-in, for .onnx files and IR (.xml)."""
+"""OpenVINO's CPU plug-in, for .onnx files and IR (.xml), and what its other devices (`openvino_npu.py` …) share with it."""
 
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.devices.agent import Loaded, load_openvino
+from kdpipe.targets.devices.agent import OPENVINO_DEVICES, load_openvino
 from kdpipe.targets.explanation import Graph, explanation, timing
-from kdpipe.targets.measurements import Explanation, NodePrecision
-from kdpipe.targets.runtimes.runtime import Hint, does_not_load, predicted, require_classifier
+from kdpipe.targets.measurements import NodePrecision
+from kdpipe.targets.runtimes.runtime import Hint, runtime_version, session_name
+from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _NOT_COMPUTED = {"Const", "Input", "Output"}
@@ -16,56 +15,18 @@ _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
 class OpenVino:
-    """The plug-in."""
+    """The plug-in of one device; `runtime`: its name in `agent.OPENVINO_DEVICES`, `do`: what helps where it is not there."""
 
     distribution = "openvino"
 
-    def open(self, model: Path, *, threads: int, hint: Hint) -> "OpenVinoSession":
-        """See `Runtime.open`."""
-        return OpenVinoSession(model, threads, hint)
+    def __init__(self, runtime: str, do: str) -> None:
+        self.runtime, self.do = runtime, do
 
-
-class OpenVinoSession:
-    """A file in OpenVINO; see `Session`."""
-
-    def __init__(self, model: Path, threads: int, hint: Hint) -> None:
-        self.name = f"openvino {metadata.version(OpenVino.distribution)} CPU"
-        self.model = model
-        self._loaded: Loaded | None = _opened(model, threads, hint)
-        require_classifier(self._loaded, self.name, model)
-
-    def __call__(self, batch: Float32Array) -> Float32Array:
-        """The logits."""
-        return predicted(self._open, batch, at=str(self.model))
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        self._loaded = None
-
-    def explain(self, example: Float32Array) -> Explanation:
-        """Read from the compiled model's runtime graph: each layer's precision and the layers that were fused into it."""
-        return explanation(self.name, _graph(self._open.handle), timing(self._open, example))
-
-    @property
-    def _open(self) -> Loaded:
-        if self._loaded is None:
-            raise RuntimeError(f"the session of {self.model} is closed")
-        return self._loaded
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def _opened(model: Path, threads: int, hint: Hint) -> Loaded:
-    try:
-        return load_openvino(str(model), threads, hint)
-    except ImportError:
-        raise
-    except Exception as error:  # openvino raises RuntimeError and types of its native module
-        raise does_not_load("openvino", model, error) from error
+    def open(self, model: Path, *, threads: int, hint: Hint) -> LoadedSession:
+        """See `Runtime.open`; threads mean nothing on a GPU or an NPU."""
+        name = session_name(self.runtime, runtime_version(self.runtime) or "")
+        loaded = loaded_by(self.runtime, model, lambda: load_openvino(str(model), threads, hint, OPENVINO_DEVICES[self.runtime]), do=self.do)
+        return LoadedSession(name, model, loaded, lambda loaded, example: explanation(name, _graph(loaded.handle), timing(loaded, example)))
 
 
 def _graph(compiled: Any) -> Graph:
@@ -111,4 +72,4 @@ def _told(layer: Any, key: str) -> str:
     return str(facts[key].astype(str)) if key in facts else ""
 
 
-plugin = OpenVino()
+plugin = OpenVino("openvino", do="python -m pip install --force-reinstall openvino")

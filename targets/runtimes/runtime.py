@@ -1,23 +1,25 @@
 """What a runtime is to the rest of kdpipe: it opens a file into a `Session`, a Predictor that can explain itself.
 
-A runtime is one file here whose `plugin` has the form of `Runtime`, or a user's own as `package.module:name`.
+A runtime is one file here whose `plugin` has the form of `Runtime`, or a user's own as `package.module:name`. Each provider of ONNX Runtime and
+each device of OpenVINO is a runtime by itself (`onnxruntime-xnnpack`, `openvino-npu`): what a figure was measured in is one name.
 """
 
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
-import numpy as np
 from packaging.specifiers import SpecifierSet
 
 from kdpipe.foundation import plugins
-from kdpipe.foundation.errors import ConfigError, UnavailableError, VerificationError
+from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.devices.agent import Loaded
+from kdpipe.targets.devices import agent
 from kdpipe.targets.measurements import Explanation
 
 PACKAGE = "kdpipe.targets.runtimes"
 Hint = Literal["latency", "throughput"]
+
+_TITLES = {"tensorrt": "TensorRT", "openvino": "OpenVINO"}
 
 
 class Session(Protocol):
@@ -52,7 +54,9 @@ class Runtime(Protocol):
     distribution: str
 
     def open(self, model: Path, *, threads: int, hint: Hint) -> Session:
-        """The file, loaded; VerificationError when it does not load, ImportError when the runtime is missing."""
+        """The file, loaded. VerificationError when it does not load, UnavailableError when the provider or device is not there, never another
+        in its place; ImportError when the runtime is missing.
+        """
         ...
 
 
@@ -63,10 +67,26 @@ def runtime_names() -> list[str]:
 
 def runtime_version(runtime: str) -> str | None:
     """The installed version of the runtime's distribution; None when it is not installed. ConfigError: unknown name."""
+    distribution = _found(runtime, at="runtime").distribution
+    if distribution in agent.DISTRIBUTIONS:  # published under several names
+        return agent.installed(distribution)
     try:
-        return metadata.version(_found(runtime, at="runtime").distribution)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def what_helps(runtime: str, versions: str = "") -> str:
+    """What to do where a runtime is not there: the command that installs it, or for a provider or device what it needs."""
+    plugin = _found(runtime, at="runtime")
+    beside = runtime != plugin.distribution and ":" not in runtime
+    return str(getattr(plugin, "do", "")) if beside else f"python -m pip install '{plugin.distribution}{versions}'"
+
+
+def session_name(runtime: str, version: str) -> str:
+    """What figures are filed under: `onnxruntime 1.32.0 CPU`, `onnxruntime 1.32.0 XNNPACK`, `openvino 2026.4.1 NPU`."""
+    name, _, beside = runtime.partition("-") if ":" not in runtime else (runtime, "", "")
+    return f"{name} {version} {_TITLES.get(beside, beside.upper() or 'CPU')}"
 
 
 def require_runtime(runtime: str, versions: str = "", *, at: str = "runtime") -> str:
@@ -98,54 +118,6 @@ def open_session(runtime: str, model: Path, *, threads: int = 1, hint: Hint = "l
             at=str(model),
             do=f"python -m pip install --force-reinstall {plugin.distribution}",
         ) from error
-
-
-def does_not_load(runtime: str, model: Path, error: Exception) -> VerificationError:
-    """The error of a file that the runtime refuses, with the runtime's own words."""
-    words = " ".join(str(error).split())[:400]
-    return VerificationError(f"the file does not load in {runtime}: {words}", at=model, do="build it again; a file from elsewhere: check it with onnx.checker")
-
-
-def require_classifier(loaded: Loaded, runtime: str, model: Path) -> None:
-    """VerificationError unless the file takes one float32 batch and gives one output."""
-    if loaded.input_type != "tensor(float)" or loaded.outputs != 1:
-        raise VerificationError(
-            f"the file takes {loaded.input_type} and gives {loaded.outputs} outputs; {runtime} is asked to run one float32 input to one output",
-            at=model,
-            do="export the network alone, from the raw float32 batch to the logits",
-        )
-
-
-def predicted(loaded: Loaded, batch: Float32Array, *, at: str) -> Float32Array:
-    """The logits of a batch of any size. A file with a static batch gets it in pieces, the last one filled up with its last sample."""
-    _require_valid(loaded, batch, at=at)
-    size = loaded.batch
-    if size is None or size == len(batch):
-        return np.array(loaded.run(np.ascontiguousarray(batch)), dtype=np.float32)
-    pieces = []
-    for start in range(0, len(batch), size):
-        piece = batch[start : start + size]
-        filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
-        pieces.append(np.array(loaded.run(np.ascontiguousarray(filled)), dtype=np.float32)[: len(piece)])
-    return np.concatenate(pieces)
-
-
-def _require_valid(loaded: Loaded, batch: Float32Array, *, at: str) -> None:
-    if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
-        got = str(batch.dtype) if isinstance(batch, np.ndarray) else type(batch).__name__
-        raise ConfigError(f"the batch is {got}, the model takes float32", at=at, do="convert it: numpy.asarray(batch, dtype=numpy.float32)")
-    fits = batch.ndim == 1 + len(loaded.shape) and all(want in (None, got) for want, got in zip(loaded.shape, batch.shape[1:], strict=True))
-    if not fits or len(batch) == 0:
-        wanted = ", ".join("any" if side is None else str(side) for side in loaded.shape)
-        raise ConfigError(
-            f"the batch has shape {batch.shape}, the model takes (n, {wanted}) with n >= 1", at=at, do="give samples of the shape that contract.json names"
-        )
-    if not np.isfinite(batch).all():
-        raise ConfigError(
-            f"the batch holds {int((~np.isfinite(batch)).sum())} values that are NaN or infinite",
-            at=at,
-            do="find where they come from; the model takes finite values",
-        )
 
 
 def _found(runtime: str, *, at: str) -> Runtime:

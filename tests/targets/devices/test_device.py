@@ -44,9 +44,15 @@ def test_what_changed_is_told_in_words():
             "device pi has onnxruntime 1.22.0, >=1.23 is needed",
             "install it there, in its Python 3.11.2: python -m pip install 'onnxruntime>=1.23'",
         ),
+        (
+            "onnxruntime-xnnpack",
+            ">=1.22",
+            "device pi cannot run onnxruntime-xnnpack: its onnxruntime 1.22.0 has onnxruntime",
+            "use an onnxruntime built with --use_xnnpack (PyPI's wheels are not), or the runtime onnxruntime",
+        ),
         ("mine:Run", "", "the runtime mine:Run is your own: it runs on this host only", "measure in a runtime that ships: onnxruntime, openvino"),
     ],
-    ids=["missing", "another version", "the user's own"],
+    ids=["missing", "another version", "without the provider", "the user's own"],
 )
 def test_a_runtime_that_the_device_has_not_is_told(runtime, versions, message, do):
     facts = device_facts("pi", "ssh", TOLD)

@@ -21,8 +21,8 @@ def test_a_fused_file_shows_integer_operators_and_what_the_float_file_fused(expl
 
 def test_quantizers_between_layer_and_activation_are_named_as_what_was_not_fused(explained):
     explanation = explained("s8.onnx")
-    leftover = next(finding for finding in explanation.findings if "not fused into a layer" in finding)
-    assert "Quantize" in leftover
+    leftover = next(finding for finding in explanation.findings if "not fused into a layer" in finding.text)
+    assert "Quantize" in leftover.text
     assert any(node.operator == "Relu" and node.precision == "float32" for node in explanation.nodes)
 
 
@@ -32,15 +32,15 @@ def test_a_layer_between_leftover_quantizers_counts_as_float_and_is_named(explai
     assert float_layers, "this ONNX Runtime fuses everything here: the test needs another file"
     assert explanation.int8_share == 1 - len(float_layers) / 4
     assert all("run in float" in node.note for node in float_layers)
-    assert any(float_layers[0].name in finding and "run in float" in finding for finding in explanation.findings)
+    assert any(float_layers[0].name in finding.text and "run in float" in finding.text for finding in explanation.findings)
 
 
 def test_inserted_transposes_are_counted(explained):
-    assert any("only change the memory layout" in finding for finding in explained("s8.onnx").findings)
+    assert any("only change the memory layout" in finding.text for finding in explained("s8.onnx").findings)
 
 
 def test_the_quantizers_at_both_ends_are_no_reproach(explained):
-    assert not any("not fused" in finding for finding in explained("u8-one.onnx").findings)
+    assert not any("not fused" in finding.text for finding in explained("u8-one.onnx").findings)
 
 
 def test_threads_are_set_and_deterministic_computing_is_on(files):
