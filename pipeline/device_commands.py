@@ -40,6 +40,7 @@ def add(
 ) -> None:
     """Add a device to kdpipe.toml: pin its host key, or prepare its emulator, and reach it once."""
     from kdpipe.pipeline.device_setup import add as run
+    from kdpipe.pipeline.device_setup import likely_target
 
     options = {"host": host, "port": port, "identity_file": identity_file, "python": python, "folder": folder, "cpu": cpu, "userland": userland}
     given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if value is not None}
@@ -62,7 +63,7 @@ def add(
         print_json(facts.model_dump(mode="json"))
         return
     _show_facts(facts)
-    _say(f'next: below [targets.arm] (or another target) write device = "{name}"; kdpipe devices doctor {name} checks it for all that a measurement needs')
+    _say(f'next: below [targets.{likely_target(facts)}] write device = "{name}"; kdpipe devices doctor {name} checks it for all that a measurement needs')
 
 
 @devices.command("ls")
@@ -175,6 +176,7 @@ def _show_facts(facts: "DeviceFacts") -> None:
     rows: dict[str, Any] = {
         "device": f"{facts.name} ({facts.kind})",
         "CPU": f"{facts.cpu}, {facts.architecture}, {facts.cores} cores",
+        **({"emulated by": f"{facts.emulator}: it gives accuracy, never latency"} if facts.emulator else {}),
         "instruction sets": ", ".join(facts.instruction_sets),
         "memory": f"{facts.memory_bytes / 1e9:.1f} GB",
         "governor": facts.governor or "not told",

@@ -16,10 +16,12 @@ from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
 from kdpipe.pipeline.device_sections import FILE, device_model, read_devices
+from kdpipe.pipeline.target_sections import AUTO
 from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 from kdpipe.targets.devices.userland import PYTHON, prepare
+from kdpipe.targets.instruction_sets import ARCHITECTURES
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import load_profile
 
@@ -140,6 +142,11 @@ def examine(project: Path, name: str) -> Iterator[Check]:
         "; ".join(changes) if changes else "as it was when it was last reached",
         f"kdpipe devices probe {name}" if changes else None,
     )
+
+
+def likely_target(facts: DeviceFacts) -> str:
+    """The profile that ships for a machine of this architecture."""
+    return "arm" if ARCHITECTURES.get(facts.architecture.lower()) == "aarch64" else "cpu"
 
 
 def seen_now_from(before: DeviceFacts, now: DeviceFacts) -> tuple[str, ...]:
@@ -273,7 +280,8 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
         if table.get("device") != name and name not in table.get("accuracy_on", ()):
             continue
         wanted = str(table.get("profile") or target)
-        profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=f"[targets.{target}]", variant=table.get("variant"))
+        variant = None if table.get("variant") == AUTO else table.get("variant")
+        profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=f"[targets.{target}]", variant=variant)
         found = True
         for need in profile.runtimes:
             there = facts.runtimes.get(need.name)
@@ -286,7 +294,7 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
         runtimes = {key: version for key, version in facts.runtimes.items() if key not in ("python", "numpy")}
         told = ", ".join(f"{key} {version}" for key, version in runtimes.items()) or "none is installed"
         yield Check("runtimes", bool(runtimes), told, None if runtimes else "in the device's Python: python -m pip install onnxruntime")
-        yield Check("used", None, "no target names it", f'below [targets.arm] write device = "{name}"')
+        yield Check("used", None, "no target names it", f'below [targets.{likely_target(facts)}] write device = "{name}"')
 
 
 def _machine_checks(device: Device, facts: DeviceFacts) -> Iterator[Check]:

@@ -66,10 +66,15 @@ def key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
 
 
-def free_port() -> int:
+def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    return unused_port
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +87,7 @@ def board(tmp_path_factory) -> Iterator[Board]:
     (folder / "room").mkdir()
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
-    port = free_port()
+    port = unused_port()
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/hostkey\nAuthorizedKeysFile {folder}/id.pub\nPidFile none\n"
         "StrictModes no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nUsePAM no\nMaxStartups 100\nSetEnv OMP_NUM_THREADS=1\n"

@@ -9,7 +9,7 @@ import pytest
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.pipeline.device_records import record_of
 from kdpipe.pipeline.device_sections import read_devices
-from kdpipe.pipeline.device_setup import add, examine, probe, remove, with_section, without_section
+from kdpipe.pipeline.device_setup import add, examine, likely_target, probe, remove, with_section, without_section
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 
 TOML = '[project]\nname = "p"  # [devices.no]\n\n[targets.arm]\n'
@@ -53,7 +53,7 @@ def test_a_board_is_shown_by_its_fingerprint_pinned_reached_and_written(folder: 
     checks = {check.name: check for check in examine(folder, "pi")}
     assert all(check.ok is not False for check in checks.values())
     assert checks["host key"].told.endswith(", as pinned")
-    assert checks["used"].do == 'below [targets.arm] write device = "pi"'
+    assert checks["used"].do == f'below [targets.{likely_target(record.facts)}] write device = "pi"'
     assert probe(folder, "pi").changes == ()
 
     (folder / "kdpipe.toml").write_text((folder / "kdpipe.toml").read_text().replace("[targets.arm]\n", "[targets.arm]\ndevice = 'pi'\n"))
