@@ -12,7 +12,8 @@ from kdpipe.targets.profile import Profile
 def twin_file(twin: nn.Module, contract: InputContract, profile: Profile) -> bytes:
     """The ONNX file that computes what the frozen `twin` of the profile's scheme does. Raises ConfigError for an operator that ONNX lacks."""
     scheme, batch = profile.chosen_scheme, profile.static_batch if profile.batch == "static" else None
-    module = computing_in_float16(twin) if scheme.half_arithmetic else exportable(twin, float_bias=profile.accelerator == "TensorRT")
+    rounds_less = any("openvino" in need.name for need in profile.runtimes)
+    module = computing_in_float16(twin) if scheme.half_arithmetic else exportable(twin, keep_rounding=rounds_less, float_bias=profile.accelerator == "TensorRT")
     model = to_onnx(module, contract.shape, opset=profile.opset, static_batch=batch)
     if scheme.kind == "weights-only" and profile.accelerator != "TensorRT":
         model = folded_at_load(model)

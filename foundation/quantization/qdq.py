@@ -2,9 +2,9 @@
 
 ONNX operators without a torch counterpart are written with `torch.onnx.ops.symbolic`; the module can be exported, not run.
 
-OpenVINO's CPU plug-in merges a layer, the quantizer behind it, the addition of a shortcut and the quantizer behind that into one kernel, and then leaves the first
-rounding out ("drop rounding one special residual pattern", intel_cpu/src/dnnl_postops_composer.cpp): the sum is then not the twin's. It looks at the first operation
-behind the layer only, so a quantizer that is written twice is rounded once (docs/decisions/rounding-before-additions.md).
+OpenVINO's CPU plug-in merges a layer, the quantizer behind it, the addition of a shortcut and the quantizer behind that into one kernel, and
+leaves the first rounding out ("drop rounding one special residual pattern", intel_cpu/src/dnnl_postops_composer.cpp): the sum is not the twin's.
+It does so for the first operation behind the layer only: of a quantizer written twice, the second one rounds (docs/decisions/rounding-before-additions.md).
 """
 
 import copy
@@ -25,8 +25,8 @@ _ONE_PIXEL = (1, (1,), (1, 1), [1, 1])
 def exportable(twin: nn.Module, *, keep_rounding: bool = False, float_bias: bool = False) -> nn.Module:
     """A copy of the frozen `twin` for `torch.onnx.export`: same inputs, outputs and module names.
 
-    `keep_rounding`: the quantizers of `before_additions` are written twice, so that OpenVINO rounds there as the twin does. The values are the same with and without;
-    ONNX Runtime takes the second pair out again.
+    `keep_rounding`: the quantizers of `before_additions` are written twice, so that OpenVINO rounds there as the twin does. The file's values are
+    the same with and without; ONNX Runtime takes the second pair out again.
     `float_bias`: biases are float32 with the same values, for TensorRT, which dequantizes no int32.
     """
     result = copy.deepcopy(twin)
@@ -46,7 +46,7 @@ def exportable(twin: nn.Module, *, keep_rounding: bool = False, float_bias: bool
 
 
 def before_additions(twin: nn.Module) -> tuple[str, ...]:
-    """The quantizers of `twin` whose values go into one addition and nowhere else and come from a layer, with or without an activation that is merged with it."""
+    """The quantizers of `twin` that stand between a layer, or an activation merged with it, and one addition of two tensors that alone takes the value."""
     assert isinstance(twin, fx.GraphModule)
     return tuple(str(node.target) for node in twin.graph.nodes if isinstance(module_of(node, twin), ActivationQuantizer) and _is_summand(node, twin))
 
@@ -63,7 +63,7 @@ def _layer_behind(node: fx.Node, twin: fx.GraphModule) -> bool:
 
 
 class _QuantizeDequantize(nn.Module):
-    """QuantizeLinear with one scale and zero point, DequantizeLinear with another (or the same, then `times` in a row: what is on the grid stays where it is)."""
+    """QuantizeLinear with one scale and zero point, DequantizeLinear with another or the same; `times` in a row: a value on the grid stays where it is."""
 
     scale: Tensor
     zero_point: Tensor
