@@ -16,6 +16,7 @@ from kdpipe.pipeline.device_setup import require_device, seen_now_from
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
 from kdpipe.pipeline.manifest import MANIFEST_FILE
+from kdpipe.pipeline.variants import expanded
 from kdpipe.robustness.intervals import BoolArray
 from kdpipe.stages.bench import Setting, latency_figure
 from kdpipe.stages.device_quality import DeviceQuality, judged_on, spread
@@ -29,6 +30,7 @@ from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, Compar
 from kdpipe.targets.energy import energy
 from kdpipe.targets.measurements import DeviceFacts, Energy, Latency, Percentile, Start
 from kdpipe.targets.profile import Profile, RuntimeNeed
+from kdpipe.targets.runtimes.runtime import session_name
 
 HOST = "host"
 MODEL_FILE = "model.onnx"
@@ -133,9 +135,10 @@ class _Found:
 def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
     """Every bundle on every device: accuracy over the whole test split, and where the device's time counts, latency, start and energy.
 
-    Bundles are measured in interleaved windows, the first one twice. Raises ConfigError for bundles that cannot be
-    compared or a device that is not there, UnavailableError where a device is not reached or cannot be believed.
+    Bundles are measured in interleaved windows, the first one twice; of a bundle of variants each is one. Raises ConfigError for
+    bundles that cannot be compared or a device that is not there, UnavailableError where a device is not reached or cannot be believed.
     """
+    bundles = [folder for bundle in bundles for folder in expanded(bundle)]
     basis = basis_of(bundles[0], BasisAsked(project=asked.project, data=asked.data))
     chosen = _bundles(bundles, basis)
     project = asked.project or basis.project or Path()
@@ -235,7 +238,7 @@ def _comparisons(bundles: Sequence[_Bundle], facts: DeviceFacts, asked: Asked) -
     for (runtime, batch), members in groups.items():
         versions = [require_runtime_there(facts, need.name, need.versions, at=bundle.name) for bundle, need in members]
         identity = f"{runtime}/batch-{batch}/threads-{asked.threads}"
-        yield Setting(identity, members[0][1], f"{runtime} {versions[0]} CPU", batch, asked.threads), [bundle for bundle, _ in members]
+        yield Setting(identity, members[0][1], session_name(runtime, versions[0]), batch, asked.threads), [bundle for bundle, _ in members]
 
 
 def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, asked: Asked, seed: int, found: _Found) -> None:

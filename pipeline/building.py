@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.pipeline.memo import Watch, memo_key, recalled, remember, watch
+from kdpipe.pipeline.memo import Watch, memo_key, profile_digest, recalled, remember, watch
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.store import Store
@@ -123,6 +123,9 @@ def _build(
     config = read_config(folder, stages, settings=overrides, targets=targets)
     watched = _watched(config)
     made = make_plan(config, stages, store, until=until)
+    config = made.config
+    for choice in made.variants:
+        progress.say(choice.told)
     for name, seen in made.seen.items():
         if seen.changes:
             progress.say(f"device {name} changed since it was last reached: {'; '.join(seen.changes)}")
@@ -149,6 +152,7 @@ def _finished(result: BuildResult, config: "Config", store: Store, progress: "Pr
     from kdpipe.pipeline.bundle import write_bundle
     from kdpipe.pipeline.report.render import write_report
     from kdpipe.pipeline.table import summary_rows
+    from kdpipe.pipeline.variant_bundle import write_variants
 
     result = replace(result, rows=tuple(summary_rows(result)))
     if not whole:
@@ -158,16 +162,33 @@ def _finished(result: BuildResult, config: "Config", store: Store, progress: "Pr
     result = replace(result, verdicts=verdicts, exit_code=exit_code(verdicts))
     destination = result.project / BUNDLES / result.name
     with store.lock("bundles", _told(progress, "another build of this project writes its bundles, waiting")):
-        bundles = {target: write_bundle(result, target, verdicts, destination / target) for target in result.targets}
+        bundles = {}
+        for name, members in _bundles(config).items():
+            if members:
+                bundles[name] = write_variants(result, name, members, verdicts, destination / name)
+            else:
+                bundles[name] = write_bundle(result, name, verdicts, destination / name)
         result = replace(result, bundles=bundles)
         return replace(result, report=write_report(result, verdicts, destination / "report.html", None))
+
+
+def _bundles(config: "Config") -> dict[str, dict[str, str]]:
+    """The bundles of a build, each with its members, variant to target; a target by itself has none."""
+    bundles: dict[str, dict[str, str]] = {}
+    for name, target in config.targets.items():
+        if target.bundle is None:
+            bundles[name] = {}
+        else:
+            bundles.setdefault(target.bundle, {})[target.profile.variant_name] = name
+    return bundles
 
 
 def _watched(config: "Config") -> Watch | None:
     from kdpipe.pipeline.fingerprint import code_files
 
     code = [path for _, paths in code_files(config.resolved, config.project).values() for path in paths]
-    profiles = {name: (str(target.profile_path), target.variant, target.profile.digest) for name, target in config.targets.items() if target.profile_path}
+    own = {name: (str(target.profile_path), target.variant) for name, target in config.targets.items() if target.profile_path}
+    profiles = {name: (path, variant, profile_digest(path, variant)) for name, (path, variant) in own.items()}
     return watch(config.project, config.resolved, code, profiles)
 
 
@@ -206,6 +227,9 @@ def _measured_on(folder: Path, device: str, targets: Sequence[str]) -> str:
             at=f"--device {device}",
             do=f"name the one that it measures, e.g. --target {chosen[0]}",
         )
+    if isinstance(tables, dict) and chosen[0] not in tables:  # one variant of a section: the device is the section's
+        several = {name: table["variants"] for name, table in tables.items() if isinstance(table, dict) and isinstance(table.get("variants"), list)}
+        chosen = [next((name for name, variants in several.items() if chosen[0] in [f"{name}-{each}" for each in variants]), chosen[0])]
     key = json.dumps(chosen[0]) if "." in chosen[0] else chosen[0]
     return f"targets.{key}.device={json.dumps(device)}"
 

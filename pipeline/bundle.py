@@ -31,7 +31,7 @@ def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], d
     tail = results.targets[target]
     if tail.export is None or tail.bench is None or not tail.files:
         raise ConfigError(f"there is no bundle of {target!r} before its last stage", at=destination, do="build without --until")
-    with _replacing(destination) as folder:
+    with replacing(destination) as folder:
         for name in (*(name for names in MODEL_FORMS.values() for name in names), "contract.json"):
             if (tail.export / name).is_file():
                 write_bytes(folder / name, (tail.export / name).read_bytes())
@@ -49,7 +49,7 @@ def write_bundle(build: BuildResult, target: str, verdicts: Sequence[Verdict], d
 
 
 @contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
+def replacing(destination: Path) -> Iterator[Path]:
     """A new empty folder beside `destination` that takes its place when all went well, and is removed when not."""
     partial, old = (destination.with_name(f".{destination.name}.{word}") for word in ("partial", "old"))
     with told_disk_errors(destination):

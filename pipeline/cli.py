@@ -115,12 +115,15 @@ def plan(
     if as_json:
         rows = [{"step": it.step.name, "state": it.state, "why": list(it.why), "fingerprint": it.step.fingerprint} for it in made.steps]
         labels = {} if made.data.relabelled is None else {"labels": made.data.relabelled.as_json()}
-        _print_json({"project": made.config.name, "threads": made.threads, **labels, "steps": rows})
+        variants = {"variants": [asdict(choice) for choice in made.variants]} if made.variants else {}
+        _print_json({"project": made.config.name, "threads": made.threads, **labels, **variants, "steps": rows})
         return
     table = _table("step", "", "why", "fingerprint")
     for it in made.steps:
         table.add_row(it.step.name, it.state, "; ".join(it.why), it.step.fingerprint[:12])
     _print_table(table)
+    for choice in made.variants:
+        print(choice.told)
     if made.data.relabelled is not None:
         print(made.data.relabelled.told)
 
@@ -355,7 +358,8 @@ def verify(
     if as_json:
         _print_json({**asdict(found), "folder": str(found.folder)})
     else:
-        print(f"{found.project} for {found.target}: {found.files} files agree with the manifest; the model answers in {' and '.join(found.ran)}")
+        model = f"the models of {' and '.join(found.variants)} answer" if found.variants else "the model answers"
+        print(f"{found.project} for {found.target}: {found.files} files agree with the manifest; {model} in {' and '.join(found.ran)}")
 
 
 def main() -> NoReturn:

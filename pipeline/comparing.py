@@ -18,6 +18,7 @@ from kdpipe.pipeline.answers import ANSWERS_FILE, Answers, read_answers
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.pipeline.results import read_model
 from kdpipe.pipeline.toml_source import read_toml
+from kdpipe.pipeline.variants import expanded
 from kdpipe.pipeline.verify import Manifest, whole_manifest
 from kdpipe.robustness.comparison import holm, paired_aurc, paired_means
 from kdpipe.robustness.intervals import Difference, Float64Array, paired_difference
@@ -94,7 +95,7 @@ def compare(a: Path | str, b: Path | str, *, margin: float = 0.0, target: str | 
 def _bundles(place: Path) -> dict[str, Path]:
     """Target to bundle folder."""
     if (place / MANIFEST_FILE).is_file():
-        return {read_model(place / MANIFEST_FILE, _Named).target: place}
+        return {read_model(folder / MANIFEST_FILE, _Named).target: folder for folder in expanded(place)}
     if not (place / "kdpipe.toml").is_file():
         raise ConfigError("neither a bundle nor a project", at=place, do="name dist/PROJECT/TARGET of a finished build, or the folder with its kdpipe.toml")
     name = read_toml(place / "kdpipe.toml").values.get("project", {}).get("name", "*")
@@ -104,7 +105,7 @@ def _bundles(place: Path) -> dict[str, Path]:
     projects = {path.parents[1] for path in found}
     if len(projects) > 1:
         raise ConfigError(f"bundles of {len(projects)} projects: {', '.join(sorted(it.name for it in projects))}", at=place / _DIST, do="name one bundle")
-    return {path.parent.name: path.parent for path in found}
+    return {read_model(folder / MANIFEST_FILE, _Named).target: folder for path in found for folder in expanded(path.parent)}
 
 
 class _Named(BaseModel, extra="ignore", frozen=True):

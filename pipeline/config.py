@@ -6,7 +6,6 @@ that is wrong in one go.
 """
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +18,18 @@ from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.plugins import find, names
 from kdpipe.pipeline.budgets import Budgets
 from kdpipe.pipeline.device_records import dumped
-from kdpipe.pipeline.device_sections import DEFAULT_TARGET, FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of, tables_of
 from kdpipe.pipeline.device_sections import FILE as FILE
-from kdpipe.pipeline.problems import Section, checked, objective_fields, placed, unknown_key
+from kdpipe.pipeline.device_sections import FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of
+from kdpipe.pipeline.problems import Section, checked, objective_fields, unknown_key
 from kdpipe.pipeline.stages import StageModule, config_model
-from kdpipe.pipeline.toml_source import KeyPath, TomlSource, read_toml
+from kdpipe.pipeline.target_sections import Target as Target
+from kdpipe.pipeline.target_sections import TargetConfig as TargetConfig
+from kdpipe.pipeline.target_sections import targets_of
+from kdpipe.pipeline.toml_source import TomlSource, read_toml
 from kdpipe.targets.devices.device import Settings as DeviceSettings
-from kdpipe.targets.profile import Profile, load_profile, profile_names
 from kdpipe.tasks.task import Task
 
 DEFAULT_TASK = "image-classification"
-
-_TAKEN = "report.html"  # stands beside the targets' folders in dist/<project>/
 
 STAGE_SECTIONS = {"teacher": "teacher", "distill": "distill", "prune": "prune", "qat": "qat", "export": "export", "evaluate": "score", "bench": "bench"}
 """section to the stage that owns its model"""
@@ -39,7 +38,7 @@ SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
 FILLED = {
     "teacher": {"name"},
     "prune": {"objective", "teachers", "mixture"},
-    "qat": {"objective", "teachers", "mixture"},
+    "qat": {"objective", "teachers", "mixture", "measured_in"},
     "evaluate": {"subject"},
     "bench": {"device"},
 }
@@ -59,29 +58,6 @@ class ProjectConfig(BaseModel, extra="forbid", frozen=True):
     threads: int | None = Field(
         None, ge=1, le=1024, description="torch threads; default: the physical cores. Another number gives another order of sums and so other last digits"
     )
-
-
-class TargetConfig(BaseModel, extra="forbid", frozen=True):
-    """`[targets.NAME]`."""
-
-    profile: str | None = Field(None, description="a profile that ships, or the path of a .toml; default: the target's name")
-    variant: str | None = Field(None, description="one of the profile's variants; default: the profile's own choice")
-    device: str | None = Field(None, description="a name of [devices]: it measures the target; default: this host, where it is of the target's kind")
-    accuracy_on: tuple[str, ...] = Field((), description="further names of [devices], on which the int8 file's accuracy alone is measured, e.g. emulated CPUs")
-    budgets: Budgets = Field(default_factory=Budgets, description="budgets of this target alone; each replaces the one of [budgets]")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A target of the build, resolved. `profile_path`: the user's own profile; None for one that ships."""
-
-    name: str
-    profile: Profile
-    profile_path: Path | None
-    variant: str | None
-    device: str | None
-    budgets: Budgets
-    accuracy_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +117,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
     shared = section("budgets", Budgets)
     devices, found = devices_of(values.get("devices", {}), source)
     problems += found
-    resolved_targets, found = _targets(project, source, devices, shared or Budgets(), targets)
+    resolved_targets, found = targets_of(project, source, devices, shared or Budgets(), targets)
     problems += found
     if problems:
         raise ConfigError.gather(sorted(problems, key=lambda problem: _order(problem, source)))
@@ -160,10 +136,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
             "project": {**head.model_dump(mode="json"), "name": own_name},
             "task": {"kind": kind, **task.model_dump(mode="json")},
             **{name: model.model_dump(mode="json") for name, model in built.items()},
-            "targets": {
-                name: {"profile": target.profile.model_dump(mode="json"), "device": target.device, "budgets": target.budgets.model_dump()}
-                for name, target in resolved_targets.items()
-            },
+            "targets": {name: target.resolved for name, target in resolved_targets.items()},
             "devices": {name: dumped(device) for name, device in devices.items()},
         },
     )
@@ -213,53 +186,6 @@ def _without_switch(name: str, values: Any) -> Any:
     if name == "prune" and isinstance(values, Mapping) and isinstance(values.get("enabled"), bool):
         return {key: value for key, value in values.items() if key != "enabled"}
     return values
-
-
-def _targets(
-    project: Path, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets, wanted: Sequence[str]
-) -> tuple[dict[str, Target], list[Problem]]:
-    """The wanted targets; a profile that ships needs no section. Those that are not wanted are checked all the same."""
-    tables, problems = tables_of(source.values.get("targets", {}), ("targets",), source)
-    known = list(dict.fromkeys([*tables, *profile_names()]))
-    chosen = list(dict.fromkeys(wanted)) or list(tables) or [DEFAULT_TARGET]
-    for name in chosen:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            problems.append(Problem(f"unknown target {name!r}", f"--target {name}", f"{hint}targets: {', '.join(known)}"))
-    targets = {}
-    for name in dict.fromkeys([*tables, *(name for name in chosen if name in known)]):
-        target, found = _target(project, name, tables.get(name, {}), source, devices, shared)
-        problems += found
-        if target is not None and name in chosen:
-            targets[name] = target
-    return {name: targets[name] for name in chosen if name in targets}, problems
-
-
-def _target(
-    project: Path, name: str, table: Any, source: TomlSource, devices: Mapping[str, DeviceSettings], shared: Budgets
-) -> tuple[Target | None, list[Problem]]:
-    path: KeyPath = ("targets", name)
-    if not re.fullmatch(FOLDER_NAME, name) or len(name) > LONGEST_NAME or name == _TAKEN:
-        rule = f"it becomes a folder in dist/: {FOLDER_NAME_RULE}, and not {_TAKEN}"
-        return None, [Problem(f"a target cannot be called {name!r}", source.at(path), rule)]
-    section = Section(path, source)
-    config, problems = checked(TargetConfig, table, section)
-    if config is None:
-        return None, problems
-    for key, named in (("device", [config.device] if config.device is not None else []), ("accuracy_on", config.accuracy_on)):
-        for unknown in (device for device in named if device not in devices):
-            near = difflib.get_close_matches(unknown, devices, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{unknown}]; devices: {', '.join(devices) or 'none yet'}"
-            problems.append(Problem(f"unknown device {unknown!r}", source.at((*path, key)), advice))
-    wanted = config.profile or name
-    own_profile = project / wanted if wanted.endswith(".toml") else None
-    try:
-        profile = load_profile(own_profile or wanted, at=source.at((*path, "profile")), variant=config.variant)
-    except ConfigError as error:
-        return None, [*problems, *(placed(problem, section) for problem in error.problems)]
-    own = {key: value for key, value in config.budgets.model_dump().items() if value is not None}
-    return Target(name, profile, own_profile, config.variant, config.device, shared.model_copy(update=own), config.accuracy_on), problems
 
 
 def _name_of(project: Path) -> str:

@@ -16,7 +16,7 @@ from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
 from kdpipe.pipeline.device_sections import FILE, device_model, read_devices
-from kdpipe.pipeline.target_sections import AUTO
+from kdpipe.pipeline.variants import AUTO, implied_by
 from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
@@ -279,8 +279,9 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
     for target, table in tomllib.loads(_toml(project).read_text(encoding="utf-8")).get("targets", {}).items():
         if table.get("device") != name and name not in table.get("accuracy_on", ()):
             continue
-        wanted = str(table.get("profile") or target)
-        variant = None if table.get("variant") == AUTO else table.get("variant")
+        named, own = implied_by(target) or (target, None)
+        wanted = str(table.get("profile") or named)
+        variant = None if table.get("variant") == AUTO else table.get("variant") or (None if table.get("profile") else own)
         profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=f"[targets.{target}]", variant=variant)
         found = True
         for need in profile.runtimes:

@@ -32,6 +32,7 @@ from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.report.scorecard_sheet import write_scorecard_sheet
 from kdpipe.pipeline.runner import torch_settings
 from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.pipeline.variants import for_this_machine
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.crafting import CurvePoint, Replay, Work
 from kdpipe.robustness.evaluation import Questions
@@ -123,7 +124,7 @@ def evaluate(
     report: Path | None = None,
     progress: "Progress | None" = None,
 ) -> Evaluation:
-    """The scorecards of `subject`: a bundle's folder, a folder with network.json, or an .onnx file.
+    """The scorecards of `subject`: a bundle's folder, a folder with network.json, or an .onnx file. Of a bundle of variants: of the one for this machine.
 
     `asked`: data and settings that differ from the bundle's or the project's own; of a file, 500 queries of the decision-based attack unless it says
     otherwise. `contract`: of a file, where none lies beside it. `runtimes`: where a file is run; none: the target's, for other files onnxruntime.
@@ -134,12 +135,14 @@ def evaluate(
     Raises ConfigError (no such subject, data or contract that do not fit), VerificationError (it does not load or does not answer),
     UnavailableError (no runtime).
     """
-    path = Path(subject)
+    listener = progress or SilentProgress()
+    path, which = for_this_machine(Path(subject))
+    if which is not None:
+        listener.say(which)
     kind = _kind(path)
     wanted = asked or Asked()
     if kind != "network" and wanted.decision_queries is None:
         wanted = replace(wanted, decision_queries=DECISION_QUERIES)
-    listener = progress or SilentProgress()
     with ExitStack() as stack:
         for place in filter(None, (wanted.project, Path.cwd())):
             stack.enter_context(importable(place.resolve()))
@@ -159,7 +162,7 @@ def evaluate(
         if kept is not None:
             kept.remove()
     result = Evaluation(
-        subject=str(subject),
+        subject=str(path),
         kind=kind,
         sha256=digest,
         data=basis.data.name,

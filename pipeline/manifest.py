@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,24 @@ def manifest(build: BuildResult, target: str, folder: Path) -> dict[str, Any]:
     """
     steps = [result.step for result in build.results.values() if result.step.target in (None, target)]
     profile = next((step.identity["profile"] for step in steps if "profile" in step.identity), None)
+    own = {"profile": None if profile is None else {"name": profile["name"], "sha256": fingerprint(profile)}}
+    return {**shared_manifest(build, target, (target,), folder), **own}
+
+
+def shared_manifest(build: BuildResult, name: str, targets: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle of several targets, without what is one target's alone."""
+    steps = [result.step for result in build.results.values() if result.step.target in (None, *targets)]
     return {
         "format": FORMAT,
         "kdpipe": importlib.metadata.version("kdpipe"),
         "project": build.name,
-        "target": target,
+        "target": name,
         "command": build.command,
         "files": _files(folder),
         "data": _one(steps, "data"),
         **({} if (labels := _one(steps, "labels")) is None else {"labels": labels}),
         "code": _merged(steps, "code"),
         "configuration": {"sha256": fingerprint(build.config), "values": dict(build.config)},
-        "profile": None if profile is None else {"name": profile["name"], "sha256": fingerprint(profile)},
         "tools": {"python": platform.python_version(), **_merged(steps, "tools")},
         "machine": {"architecture": platform.machine(), "system": platform.system(), "threads": _one(steps, "threads")},
         "steps": {step.name: step.fingerprint for step in steps},

@@ -16,9 +16,11 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
 from kdpipe.pipeline.device_records import Seen, record_of, seen_now
 from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
+from kdpipe.pipeline.mixed_budget import with_limit
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.pipeline.variant_choice import VariantChoice, settled
 from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teachers import FurtherTeacher, step_name
@@ -54,6 +56,8 @@ class Plan:
     threads: int
     steps: tuple[PlannedStep, ...]
     seen: Mapping[str, Seen] = field(default_factory=dict)
+    variants: tuple[VariantChoice, ...] = ()
+    """the targets whose variant followed their device"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,20 @@ def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *
         raise ConfigError(f"unknown stage {until!r}", at=f"--until {until}", do=f"stages, in order: {', '.join(STAGES)}")
     data = config.task.load(config.project, config.seed)
     threads = config.threads or physical_cores()
-    made: dict[str, Step] = {}
     seen: dict[str, Seen] = {}
+    now, variants = settled(config, seen)
+    planned = _planned(now, stages, store, until, data, threads, seen)
+    while (again := settled(config, seen))[1] != variants:  # a device that had to measure was reached, and is not what it was
+        now, variants = again
+        planned = _planned(now, stages, store, until, data, threads, seen)
+    _require_usable(planned, now, stages, data)
+    return Plan(now, data, threads, tuple(planned), seen, variants)
+
+
+def _planned(
+    config: Config, stages: Mapping[str, StageModule], store: Store, until: str | None, data: DataSplits, threads: int, seen: dict[str, Seen]
+) -> list[PlannedStep]:
+    made: dict[str, Step] = {}
     planned = []
     for node in _nodes(config, until):
         for machines in _known_machines(config, node, seen):
@@ -91,8 +107,7 @@ def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *
                 break  # what the devices were when they were last reached is enough to find it
         made[node.name] = step
         planned.append(PlannedStep(step, settings, node.target, "run" if why else "keep", why))
-    _require_usable(planned, config, stages, data)
-    return Plan(config, data, threads, tuple(planned), seen)
+    return planned
 
 
 def physical_cores() -> int:
@@ -171,6 +186,7 @@ def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> Bas
     if node.stage == "teacher":
         return next((teacher.training() for teacher in _further_teachers(config) if step_name(teacher) == node.name), section)
     if node.stage in ("prune", "qat"):
+        section = with_limit(section, node.target)
         return section.model_copy(update={"objective": objective, **_teaching(config)})
     if node.stage in ("score", "score-export"):
         filled: dict[str, Any] = {} if node.subject is None else {"subject": node.subject}

@@ -4,6 +4,10 @@
 python predict.py digit.png
 python predict.py --npy batch.npy          # float32, (n, channels, height, width), in the range of contract.json
 from predict import Model; Model().probabilities(batch)
+
+A folder with variants.json holds one model for each kind of CPU: the one for this machine is taken, after a look at what its CPU can do.
+python predict.py --which                  # tells which, and why
+python predict.py --variant avx2 digit.png # takes that one
 """
 
 # This file is copied into every bundle as it is, so it imports nothing of kdpipe.
@@ -11,7 +15,11 @@ from predict import Model; Model().probabilities(batch)
 import argparse
 import hashlib
 import json
+import platform
+import re
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +40,27 @@ class PredictError(Exception):
         self.exit_code = exit_code
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The variant that is taken, and why. `warning`: what speaks against it, where it was asked for; `folder`: in the bundle."""
+
+    name: str
+    why: str
+    folder: str
+    warning: "str | None" = None
+
+
 class Model:
     """The bundle's model. `folder`: the bundle, None: where this file is; `threads` 0: the runtime's own choice.
 
+    `variant`: the one to take of a bundle that has several; None: the one for this machine. `choice` says which it was, and why.
     The model file is checked against manifest.json before it is loaded.
     """
 
-    def __init__(self, folder: Path | None = None, threads: int = 0) -> None:
+    def __init__(self, folder: "Path | None" = None, threads: int = 0, variant: "str | None" = None) -> None:
         folder = folder or Path(__file__).resolve().parent
+        self.choice = chosen_in(folder, variant)
+        folder = folder / self.choice.folder if self.choice else folder
         contract = read_json(folder / "contract.json")
         try:
             self.labels: list[str] = list(contract["labels"])
@@ -125,36 +146,145 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--top", type=int, default=3, help="labels to print for each sample (default: 3)")
     parser.add_argument("--threads", type=int, default=0, help="threads of the runtime (default: its own choice)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all probabilities")
+    parser.add_argument("--variant", help="take this variant (default: the one for this machine)")
+    parser.add_argument("--which", action="store_true", help="tell which variant this machine takes, and why")
     options = parser.parse_args(arguments)
-    if bool(options.images) == bool(options.npy):
+    if not options.which and bool(options.images) == bool(options.npy):
         parser.error("give image files, or --npy FILE")
     try:
-        model = Model(threads=options.threads)
+        if options.which:
+            return tell_which(Path(__file__).resolve().parent, options.variant, as_json=options.json)
+        model = Model(threads=options.threads, variant=options.variant)
+        if model.choice:
+            print(told(model.choice), file=sys.stderr)
         if options.npy:
             batch = read_npy(options.npy, model)
             names = [f"{options.npy}[{k}]" for k in range(len(batch))]
         else:
             batch = np.stack([model.read_image(path, resize=options.resize) for path in options.images])
             names = [str(path) for path in options.images]
-        show(names, model.probabilities(batch), model.labels, top=options.top, as_json=options.json)
+        show(names, model.probabilities(batch), model.labels, top=options.top, as_json=options.json, choice=model.choice)
     except PredictError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def show(names: list[str], probabilities: Float32Array, labels: list[str], *, top: int, as_json: bool) -> None:
+def show(names: list[str], probabilities: Float32Array, labels: list[str], *, top: int, as_json: bool, choice: "Choice | None" = None) -> None:
     """Print the `top` labels of each sample, or everything as JSON."""
     if as_json:
         rows = [
             {"sample": name, "label": labels[int(p.argmax())], "probabilities": dict(zip(labels, map(float, p), strict=True))}
             for name, p in zip(names, probabilities, strict=True)
         ]
-        print(json.dumps({"predictions": rows}, indent=2))
+        which = {"variant": choice.name, "why": choice.why} if choice else {}
+        print(json.dumps({**which, "predictions": rows}, indent=2))
         return
     for name, p in zip(names, probabilities, strict=True):
         best = np.argsort(-p, kind="stable")[: max(1, top)]
         print(f"{name}: " + ", ".join(f"{labels[k]} ({100 * p[k]:.1f} %)" for k in best))
+
+
+def tell_which(folder: Path, variant: "str | None", *, as_json: bool) -> int:
+    """Print the choice; returns the exit code."""
+    choice = chosen_in(folder, variant)
+    if choice is None:
+        raise PredictError("this bundle has no variants: it holds one model", "leave out --which")
+    print(json.dumps({"variant": choice.name, "why": choice.why, "warning": choice.warning}) if as_json else told(choice))
+    return 0
+
+
+def told(choice: Choice) -> str:
+    """`variant vnni: …`."""
+    return f"variant {choice.name}: {choice.why}" + (f"\nwarning: {choice.warning}" if choice.warning else "")
+
+
+def chosen_in(folder: Path, asked: "str | None") -> "Choice | None":
+    """The variant of the bundle in `folder` for this machine, or the one that is asked for; None where the bundle has none."""
+    path = folder / "variants.json"
+    if not path.is_file():
+        if asked is not None:
+            raise PredictError(f"there is no variant {asked!r}: this bundle holds one model", "leave out --variant")
+        return None
+    verified(path, folder / "manifest.json")
+    table = read_json(path)
+    try:
+        choice = choose(table, probed(table), asked)
+        test = table["arithmetic"]
+        if asked is not None or choice.name == table["default"]:
+            return choice
+        if saturates(verified(folder / test["file"], folder / "manifest.json"), test):
+            claimed = f"this CPU says that it has what {choice.name} needs, but int8 sums saturate in onnxruntime here"
+            return choose(table, None, None, instead=claimed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PredictError(f"variants.json cannot be used: {error!r}", "copy the whole bundle again", exit_code=5) from error
+    return choice
+
+
+def choose(table: Any, sets: "frozenset[str] | None", asked: "str | None", *, instead: "str | None" = None) -> Choice:
+    """The first variant that a CPU with these instruction sets computes exactly and fast; else the default, which is right on all.
+
+    `sets` None: what the CPU can do is not known, for the reason `instead`. `asked`: this one, whatever the CPU. PredictError where there is no such one.
+    """
+    variants = {variant["name"]: variant for variant in table["variants"]}
+    if asked is not None and asked not in variants:
+        raise PredictError(f"there is no variant {asked!r}", f"name one of: {', '.join(variants)}")
+    if asked is not None:
+        doubt = _doubt(variants[asked], sets)
+        return Choice(asked, "it was asked for", variants[asked]["folder"], doubt)
+    default = variants[table["default"]]
+    if sets is None:
+        why = instead or "what this CPU can do could not be found out"
+        return Choice(default["name"], f"{why}; this one is right on every CPU", default["folder"])
+    for variant in table["variants"]:
+        if variant is not default and sets.issuperset(variant["needs"]) and not sets.isdisjoint(variant["exact_on"]):
+            return Choice(variant["name"], f"this CPU has {', '.join(variant['needs'])}", variant["folder"])
+    if table["architecture"] not in sets:
+        return Choice(
+            default["name"], f"this is no {table['architecture']} machine; this one is right on every CPU, if not the fastest there", default["folder"]
+        )
+    absent = sorted({name for variant in table["variants"] for name in variant["needs"] if name not in sets})
+    return Choice(default["name"], f"this CPU has no {', '.join(absent)}" if absent else "it is the only one for this CPU", default["folder"])
+
+
+def _doubt(variant: Any, sets: "frozenset[str] | None") -> "str | None":
+    if sets is None:
+        return "whether this CPU computes it exactly could not be found out"
+    exact = not sets.isdisjoint(variant["exact_on"])
+    return None if exact else f"this CPU has no {' or '.join(variant['exact_on'])}: sums saturate in 16 bits and the answers may be wrong"
+
+
+def probed(table: Any) -> "frozenset[str] | None":
+    """What this CPU can do, by the names of the table; None where the system does not tell."""
+    machine = table["architectures"].get(platform.machine().lower())
+    flags: set[str] = set()
+    if platform.system() == "Linux":
+        try:
+            text = Path("/proc/cpuinfo").read_text(errors="replace")
+        except OSError:
+            return None
+        cores = [set(line.split()) for line in re.findall(r"^(?:flags|Features)[ \t]*:(.*)$", text, flags=re.MULTILINE)]
+        flags = set.intersection(*cores) if cores else set()
+    elif platform.system() == "Darwin":
+        flags = {key for key in table["flags"] if key.startswith("hw.") and _sysctl(key) == "1"}
+    if machine is None or not flags:
+        return None
+    return frozenset({machine, *(name for flag in flags for name in table["flags"].get(flag, ()))})
+
+
+def _sysctl(key: str) -> "str | None":
+    try:
+        answer = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def saturates(model: bytes, test: Any) -> bool:
+    """Whether the runtime adds int8 products in 16 bits here: one layer of the largest values tells."""
+    session = open_session(model, threads=1)
+    answer = session.run(None, {session.get_inputs()[0].name: np.ones(tuple(test["shape"]), np.float32)})[0]
+    return bool(np.abs(answer - np.float32(test["answer"])).max() > 0.01 * abs(test["answer"]))
 
 
 def read_npy(path: Path, model: Model) -> Float32Array:
@@ -175,9 +305,9 @@ def read_json(path: Path) -> Any:
 
 
 def verified(model: Path, manifest: Path) -> bytes:
-    """The model file's bytes; PredictError with code 5 where they are not those that the manifest was written for."""
+    """The file's bytes; PredictError with code 5 where they are not those that the manifest was written for."""
     try:
-        wanted = str(read_json(manifest)["files"]["model.onnx"]["sha256"])
+        wanted = str(read_json(manifest)["files"][model.name]["sha256"])
     except (KeyError, TypeError) as error:
         raise PredictError(f"manifest.json does not name the model's digest: {error!r}", "copy the whole bundle again", exit_code=5) from error
     try:

@@ -7,29 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from kdpipe.foundation.errors import ConfigError, Problem, UnavailableError, VerificationError
 from kdpipe.foundation.files import sha256_of
 from kdpipe.pipeline.manifest import FORMAT, MANIFEST_FILE
 from kdpipe.pipeline.store import Store
+from kdpipe.pipeline.variants import ARITHMETIC_FILE, VARIANTS_FILE, members_of
 from kdpipe.targets.profile import RuntimeNeed
 from kdpipe.targets.runtimes.runtime import open_session, runtime_version
 
 _AGAIN = "copy the bundle again, or run kdpipe build"
 _SAMPLES = 2
 _NEEDED = ("model.onnx", "contract.json")
+_NEEDED_OF_VARIANTS = (VARIANTS_FILE, ARITHMETIC_FILE)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that is whole. `files`: how many digests agree; `ran`: the runtimes, with version, in which the model answered."""
+    """A bundle that is whole. `files`: how many digests agree; `ran`: the runtimes, with version, in which the model answered; `variants`: those it has."""
 
     folder: Path
     project: str
     target: str
     files: int
     ran: tuple[str, ...]
+    variants: tuple[str, ...] = ()
 
 
 class _File(BaseModel, extra="forbid", frozen=True):
@@ -54,13 +57,14 @@ class _Configuration(BaseModel, extra="ignore", frozen=True):
 
 
 class Manifest(BaseModel, extra="ignore", frozen=True):
-    """What is needed of a manifest here. `data`: the digest of the whole data set."""
+    """What is needed of a manifest here. `data`: the digest of the whole data set; `variants`: variant to target, of a bundle that has several."""
 
     project: str
     target: str
     data: str | None = None
     files: dict[str, _File]
     configuration: _Configuration
+    variants: dict[str, str] = Field(default_factory=dict)
 
     @property
     def runtimes(self) -> list[str]:
@@ -73,8 +77,14 @@ def verify_bundle(folder: Path) -> Verified:
     """Every file against its digest, then the model in each runtime of its target that is installed.
 
     Raises ConfigError where there is no bundle, VerificationError with all that does not agree, UnavailableError where
-    no runtime is there to run it.
+    no runtime is there to run it. Of a bundle of several variants each is verified as a bundle by itself.
     """
+    members = members_of(folder)
+    if members:
+        whole = whole_manifest(folder)
+        each = [verify_bundle(member.folder) for member in members]
+        ran = tuple(dict.fromkeys(name for verified in each for name in verified.ran))
+        return Verified(folder, whole.project, whole.target, len(whole.files), ran, tuple(member.variant for member in members))
     manifest = whole_manifest(folder)
     contract = _read(folder / "contract.json")
     runtimes = manifest.runtimes
@@ -120,13 +130,14 @@ def _manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise VerificationError(f"the manifest lacks what every manifest has{f', first {where}' if where else ''}", at=path, do=_AGAIN) from error
-    missing = [name for name in _NEEDED if name not in manifest.files]
+    several = bool(manifest.variants)
+    missing = [name for name in (_NEEDED_OF_VARIANTS if several else _NEEDED) if name not in manifest.files]
     if missing:
         raise VerificationError(f"the manifest names no digest of {missing[0]}", at=path, do=_AGAIN)
     outside = [name for name in manifest.files if not (folder / name).resolve().is_relative_to(folder.resolve())]
     if outside:
         raise VerificationError(f"the manifest names a file outside the bundle: {outside[0]}", at=path, do=_AGAIN)
-    if not manifest.runtimes:
+    if not several and not manifest.runtimes:
         raise VerificationError(f"the manifest names no runtime for its target {manifest.target!r}", at=path, do=_AGAIN)
     return manifest
 

@@ -71,6 +71,12 @@ def named(flags: Iterable[str]) -> frozenset[str]:
     return _with_vnni({names[flag] for flag in flags if flag in names})
 
 
+def flag_table() -> dict[str, list[str]]:
+    """What each flag of a system means, for a program that has nothing of kdpipe: the kernel's flags, and macOS's keys, to our names."""
+    names = {**_X86_FLAGS, **_ARM_FLAGS, **_MAC_KEYS}
+    return {flag: sorted(_with_vnni({name})) for flag, name in names.items()}
+
+
 def _with_vnni(sets: set[str]) -> frozenset[str]:
     return frozenset(sets | {"vnni"}) if sets & _VNNI else frozenset(sets)
 

@@ -1,13 +1,13 @@
 """A target's profile: where the file will run and which rules follow from that, as data.
 
-Four ship in `targets/profiles/`; a user's own is a `.toml` with the same keys, whole or on top of another one by
+Those that ship are in `targets/profiles/`; a user's own is a `.toml` with the same keys, whole or on top of another one by
 `extends = "arm"`. Tables are merged key by key, lists and values are replaced.
 """
 
 import difflib
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.files import canonical_json
-from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.foundation.quantization.scheme import STATIC, Kind, Scheme
 from kdpipe.targets.instruction_sets import NAMES, probe
 
 SHIPPED = "kdpipe.targets.profiles"
@@ -63,7 +63,7 @@ class InstructionNeeds(BaseModel, extra="forbid", frozen=True):
 
 
 class Variant(BaseModel, extra="forbid", frozen=True):
-    """`[variants.<name>]`: another scheme for devices that can do more; chosen by the user."""
+    """`[variants.<name>]`: another scheme for devices that can do more; chosen by the user, by the device, or by the bundle where it runs."""
 
     title: str = Field(description="one line for listings")
     needs: tuple[InstructionSet, ...] = Field(min_length=1, description="what the device must have, beside the profile's needs")
@@ -95,6 +95,9 @@ class Profile(BaseModel, extra="forbid", frozen=True):
     name: str = Field(description="the file's name without .toml")
     title: str = Field(description="one line for listings")
     variant: str = Field(DEFAULT_VARIANT, description="'default': [scheme]; else a name of [variants]")
+    scheme_name: str | None = Field(
+        None, exclude=True, description="what [scheme] is called beside the variants; another name for 'default', and no part of what the file is"
+    )
     device_class: DeviceClass
     accelerator: Literal["CPU", "TensorRT", "NPU"] = Field("CPU", description="what computes on the device")
     runtimes: tuple[RuntimeNeed, ...] = Field(min_length=1, description="where the file is checked on the host")
@@ -111,6 +114,9 @@ class Profile(BaseModel, extra="forbid", frozen=True):
     bench: BenchSettings = Field(default_factory=BenchSettings)
     formats: tuple[Literal["onnx", "openvino-ir"], ...] = Field(("onnx",), min_length=1, description="files of the bundle")
     compile_on: Literal["host", "device"] = Field("host", description="where the runtime's own form is made")
+    device_runtimes: tuple[RuntimeNeed, ...] | None = Field(
+        None, min_length=1, description="where a device measures the file, when that is not what the host checks it in: the accelerator's own"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -118,9 +124,11 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         if not low <= self.opset <= high:
             raise ValueError(f"opset = {self.opset} is not in opset_range = [{low}, {high}]")
         if self.variant != DEFAULT_VARIANT and self.variant not in self.variants:
-            raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join([DEFAULT_VARIANT, *self.variants])}")
+            raise ValueError(f"unknown variant {self.variant!r}; known: {', '.join(dict.fromkeys([DEFAULT_VARIANT, *self.variant_names]))}")
         if DEFAULT_VARIANT in self.variants:
             raise ValueError("[variants.default] is taken: the default variant is [scheme]")
+        if self.scheme_name in self.variants:
+            raise ValueError(f"scheme_name = {self.scheme_name!r} is the name of a variant")
         return self
 
     @property
@@ -130,34 +138,73 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
     @property
     def chosen_scheme(self) -> Scheme:
-        """The scheme of the chosen variant."""
-        return self.scheme if self.variant == DEFAULT_VARIANT else self.variants[self.variant].scheme
+        """The scheme of the chosen variant; where it leaves open what float16 computes in, the accelerator decides."""
+        scheme = self.scheme if self.variant == DEFAULT_VARIANT else self.variants[self.variant].scheme
+        if scheme.kind == "float16" and scheme.arithmetic is None and self.accelerator != "CPU":
+            return scheme.model_copy(update={"arithmetic": "float16"})
+        return scheme
 
     @property
     def architecture(self) -> str | None:
         """`x86-64` or `aarch64` for a CPU target; None for accelerators."""
         return _ARCHITECTURE.get(self.device_class)
 
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """The name of `[scheme]`, then those of the variants."""
+        return (self.scheme_name or DEFAULT_VARIANT, *self.variants)
+
+    @property
+    def variant_name(self) -> str:
+        """The chosen variant as it is told: `avx2` for the default of `cpu`."""
+        return self.variant_names[0] if self.variant == DEFAULT_VARIANT else self.variant
+
+    @property
+    def exact_sets(self) -> tuple[str, ...]:
+        """The instruction sets one of which makes a machine compute the chosen variant's file without saturation."""
+        return self.instruction_sets.exact_on if self.variant == DEFAULT_VARIANT else self.variants[self.variant].exact_on
+
+    @property
+    def needed_sets(self) -> tuple[str, ...]:
+        """The instruction sets all of which a machine must have to be one that the chosen variant is for."""
+        own = () if self.variant == DEFAULT_VARIANT else self.variants[self.variant].needs
+        return tuple(dict.fromkeys((*self.instruction_sets.needs, *own)))
+
+    def of_variant(self, name: str) -> "Profile":
+        """The same profile with this variant chosen; `name` is one of `variant_names`, or `default`."""
+        return self.model_copy(update={"variant": DEFAULT_VARIANT if name == self.scheme_name else name})
+
     def exact_on(self, instruction_sets: frozenset[str]) -> bool:
         """Whether a host with these instruction sets computes the int8 file without saturation, so that its quality here is its quality there."""
-        able = self.instruction_sets.exact_on if self.variant == DEFAULT_VARIANT else self.variants[self.variant].exact_on
-        return not instruction_sets.isdisjoint(able)
+        return not self.chosen_scheme.quantizes_activations or not instruction_sets.isdisjoint(self.exact_sets)
 
-    def why_not_measurable(self, instruction_sets: frozenset[str], *, where: str = "this host") -> str | None:
-        """Why a machine with these instruction sets cannot measure the target's latency; None: it can. `where`: what the machine is called."""
+    def why_not_exact(self, instruction_sets: frozenset[str], *, where: str = "this host") -> str | None:
+        """Why figures of the file from a machine with these instruction sets are not those of its chip; None: they are."""
+        if self.exact_on(instruction_sets):
+            return None
+        return f"measured exactly only where the CPU has {' or '.join(self.exact_sets)}: {where} has not, its sums saturate in 16 bits"
+
+    @property
+    def runtimes_on_device(self) -> tuple[RuntimeNeed, ...]:
+        """The runtimes in which a device measures the file."""
+        return self.device_runtimes or self.runtimes
+
+    def why_not_measurable(self, instruction_sets: frozenset[str], *, where: str = "this host", runtimes: Collection[str] = ()) -> str | None:
+        """Why a machine cannot measure the target's latency; None: it can.
+
+        `instruction_sets`: those of its CPU; `runtimes`: those that it has, which count where the target computes elsewhere; `where`: what it is called.
+        """
         if self.architecture is None:
-            return f"not measured: no device (the target computes on {self.accelerator}, {where} measures its CPU only)"
+            missing = [need.name for need in self.runtimes_on_device if need.name not in runtimes]
+            return f"not measured: no device (the target computes on {self.accelerator}, {where} has no {' and no '.join(missing)})" if missing else None
         if self.architecture not in instruction_sets:
             return f"not measured: no device (the target is {self.architecture}, {where} is not)"
-        missing = [name for name in (*self.instruction_sets.needs, *self._variant_needs()) if name not in instruction_sets]
+        missing = [name for name in self.needed_sets if name not in instruction_sets]
         return f"not measured: {where} lacks {', '.join(missing)}" if missing else None
 
     def measurable_here(self) -> bool:
         """Whether this host can measure the target's latency, by probing it now."""
         return self.why_not_measurable(probe()) is None
-
-    def _variant_needs(self) -> tuple[str, ...]:
-        return () if self.variant == DEFAULT_VARIANT else self.variants[self.variant].needs
 
 
 def profile_names() -> list[str]:
@@ -165,21 +212,44 @@ def profile_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in files(SHIPPED).iterdir() if entry.name.endswith(".toml"))
 
 
-def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = None) -> Profile:
+def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = None, scheme: Kind | None = None) -> Profile:
     """The profile that ships under this name, or the one in a `.toml` file; `at` says where the name was written.
 
-    `variant` overrides the file's. Raises ConfigError: unknown name, file missing or not TOML, unknown keys (with the
+    `variant` overrides the file's; `scheme` the kind of its scheme, for which there are no variants then. Raises ConfigError: unknown name, file missing or not TOML, unknown keys (with the
     nearest one), values out of range (all problems of the file in one go).
     """
     path = _located(str(name_or_path), at=at)
-    keys = _resolved(path, at=at, visited=())
+    keys: dict[str, Any] = {}
+    for _, given in _layers(path, at=at, visited=()):
+        keys = _merged(keys, given)
     keys.setdefault("name", path.stem)
+    if scheme is not None:
+        keys = _of_kind(keys, scheme, variant, at=at)
     if variant is not None:
         keys["variant"] = variant
+    if keys.get("variant") is not None and keys.get("variant") == keys.get("scheme_name"):
+        keys["variant"] = DEFAULT_VARIANT
     try:
         return Profile.model_validate(keys)
     except ValidationError as error:
         raise ConfigError.gather([_problem(details, path) for details in _causes(error.errors())]) from error
+
+
+def _of_kind(keys: dict[str, Any], kind: Kind, variant: str | None, *, at: str) -> dict[str, Any]:
+    """The profile's keys with another kind of scheme. Weights alone have all 8 bits: the sums are float and cannot saturate."""
+    if kind == STATIC:
+        return _merged(keys, {"scheme": {"kind": kind}})
+    if variant is not None:
+        raise ConfigError(f"variant = {variant!r} does not go with scheme = {kind!r}", at=at, do="remove one: the variants are schemes of static int8")
+    own = keys.get("scheme", {})
+    granularity = {key: own[key] for key in ("weight_granularity",) if key in own}
+    scheme = {"kind": kind} if kind == "float16" else {"kind": kind, "weight_bits": 8, **granularity}
+    return {**{key: value for key, value in keys.items() if key not in ("variant", "variants", "scheme_name")}, "scheme": scheme}
+
+
+def profile_layers(name_or_path: str | Path, *, at: str) -> tuple[tuple[Path, Mapping[str, Any]], ...]:
+    """The files that make up the profile, the one that all others extend first, each with the keys that stand in it. ConfigError as `load_profile`."""
+    return tuple(_layers(_located(str(name_or_path), at=at), at=at, visited=()))
 
 
 def _located(name: str, *, at: str) -> Path:
@@ -196,7 +266,7 @@ def _located(name: str, *, at: str) -> Path:
     return path
 
 
-def _resolved(path: Path, *, at: str, visited: tuple[Path, ...]) -> dict[str, Any]:
+def _layers(path: Path, *, at: str, visited: tuple[Path, ...]) -> list[tuple[Path, Mapping[str, Any]]]:
     if path.resolve() in visited:
         raise ConfigError(f"profiles extend each other: {' → '.join(step.name for step in (*visited, path))}", at=at, do="remove one of the 'extends'")
     try:
@@ -205,12 +275,11 @@ def _resolved(path: Path, *, at: str, visited: tuple[Path, ...]) -> dict[str, An
         raise ConfigError(f"profile is not valid TOML: {error}", at=path, do="mend the line that the message names") from error
     parent = keys.pop("extends", None)
     if parent is None:
-        return keys
+        return [(path, keys)]
     if not isinstance(parent, str):
         raise ConfigError(f"extends = {parent!r} is not a name", at=path, do='write extends = "arm" or a path that ends in .toml')
     where = str(path.parent / parent) if parent.endswith(".toml") else parent
-    inherited = _resolved(_located(where, at=f"{path}: extends"), at=str(path), visited=(*visited, path.resolve()))
-    return _merged(inherited, keys)
+    return [*_layers(_located(where, at=f"{path}: extends"), at=str(path), visited=(*visited, path.resolve())), (path, keys)]
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

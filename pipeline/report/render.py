@@ -150,13 +150,13 @@ class Page:
         return any(tail.beside for tail in self.targets)
 
 
-def write_report(build: BuildResult, verdicts: Sequence[Verdict], path: Path, target: str | None) -> Path:
-    """Write the report of `target` (None: of all targets) to `path`, whole or not at all; returns `path`."""
+def write_report(build: BuildResult, verdicts: Sequence[Verdict], path: Path, target: str | tuple[str, ...] | None) -> Path:
+    """Write the report of `target` (one, several, None: all) to `path`, whole or not at all; returns `path`."""
     write_text(path, render(build, verdicts, target))
     return path
 
 
-def render(build: BuildResult, verdicts: Sequence[Verdict], target: str | None, *, theme: str | None = None) -> str:
+def render(build: BuildResult, verdicts: Sequence[Verdict], target: str | tuple[str, ...] | None, *, theme: str | None = None) -> str:
     """The page as HTML. `theme`: 'light' or 'dark' where it shall not follow the reader's system."""
     environment = Environment(loader=PackageLoader("kdpipe.pipeline", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= _FILTERS
@@ -164,10 +164,10 @@ def render(build: BuildResult, verdicts: Sequence[Verdict], target: str | None, 
     return environment.get_template("report.html.jinja").render(page=page(build, verdicts, target), css=css, theme=theme) + "\n"
 
 
-def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) -> Page:
-    """The page of `target` (None: of all targets)."""
+def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | tuple[str, ...] | None) -> Page:
+    """The page of `target` (one, several, None: all)."""
     results = read_results(build)
-    names = build.targets if target is None else (target,)
+    names = build.targets if target is None else (target,) if isinstance(target, str) else target
     tails = tuple(results.targets[name] for name in names)
     own = tuple(verdict for verdict in verdicts if verdict.target in names)
     judged = tuple(it for it in results.judged if it.target is None or it.target in names)
@@ -176,7 +176,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | None) ->
     charts = tuple((_where(it), chart(it)) for it in beside_teacher for chart in (sections.reliability, sections.risk_coverage))
     checks = sorted(((it, check) for it in judged for check in it.card.masking), key=lambda pair: (False, None, True).index(pair[1].passed))
     return Page(
-        title=f"{build.name} · {target}" if target else build.name,
+        title=f"{build.name} · {', '.join(names)}" if target else build.name,
         subtitle=_subtitle(build, tails),
         headline=headline(own),
         verdicts=tuple(map(budget_row, own)),

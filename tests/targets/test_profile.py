@@ -193,4 +193,4 @@ def test_extends_that_is_no_name_is_refused(own):
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(own):
     (problem,) = problems("cpu", variant="vnnni")
-    assert "unknown variant 'vnnni'; known: default, vnni" in problem.message
+    assert "unknown variant 'vnnni'; known: default, avx2, vnni" in problem.message
