@@ -131,7 +131,7 @@ def _holds(memo: Mapping[str, Any], project: Path) -> bool:
         return False
     if memo["written"]["digest"] != _digest(_stamps(map(Path, memo["written"]["roots"]))):
         return False
-    return all(_profile_digest(path, variant) == digest for path, variant, digest in watched["profiles"])
+    return all(profile_digest(path, variant) == digest for path, variant, digest in watched["profiles"])
 
 
 def _build(memo: Mapping[str, Any], store: Store, project: Path) -> BuildResult | None:
@@ -160,7 +160,8 @@ def _build(memo: Mapping[str, Any], store: Store, project: Path) -> BuildResult 
     )
 
 
-def _profile_digest(path: str, variant: str | None) -> str:
+def profile_digest(path: str, variant: str | None) -> str:
+    """The digest of the user's profile as its file has it now, whatever scheme a target puts in its place."""
     from kdpipe.targets.profile import load_profile
 
     return load_profile(path, at=path, variant=variant).digest

@@ -16,6 +16,10 @@ def markdown_table(profiles: Sequence[Profile] | None = None) -> str:
 
 def scheme_in_words(scheme: Scheme) -> str:
     """`u8 activations, 7-bit weights per channel`."""
+    if scheme.kind == "float16":
+        return f"float16 weights, {scheme.arithmetic or 'float32'} arithmetic"
+    if scheme.kind == "weights-only":
+        return f"float activations; {scheme.weight_bits}-bit symmetric weights {scheme.weight_granularity.replace('-', ' ')}"
     sign, symmetry = "s" if scheme.activation_signed else "u", ", zero point 0" if scheme.activation_symmetric else ""
     return f"{sign}{scheme.activation_bits} activations{symmetry}; {scheme.weight_bits}-bit symmetric weights {scheme.weight_granularity.replace('-', ' ')}"
 

@@ -49,7 +49,7 @@ def named_layers(known: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]
             listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
             raise ConfigError(
                 f"the network has no convolution or linear layer {pattern!r}",
-                at="qat.keep_float",
+                at="[qat] keep_float",
                 do=(f"did you mean {near[0]!r}? " if near else "") + f"layers: {listed}",
             )
         chosen.update(found)

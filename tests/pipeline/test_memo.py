@@ -160,7 +160,7 @@ def test_a_changed_profile_of_the_user_is_noticed(remembered: Remembered) -> Non
     base.write_text('extends = "arm"\n')
     board.write_text('extends = "base.toml"\n')
     assert remembered.watched is not None
-    watched = replace(remembered.watched, profiles=((str(board), None, memo._profile_digest(str(board), None)),))
+    watched = replace(remembered.watched, profiles=((str(board), None, memo.profile_digest(str(board), None)),))
     remember(remembered.store, remembered.key, watched, remembered.build, [remembered.bundle, remembered.report])
     assert remembered.recalled() is not None
     base.write_text('extends = "arm"\nopset = 15\n')
