@@ -35,11 +35,15 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that can only go together, named after a layer that makes them. `scores`: (width,), higher matters more, mean 1."""
+    """Channels that can only go together, named after a layer that makes them. `scores`: (width,), higher matters more, mean 1.
+
+    `mean_score`: what they were divided by; times it the Taylor scores are parts of the loss, comparable between groups.
+    """
 
     name: str
     members: tuple[Member, ...]
     scores: Tensor
+    mean_score: float = 1.0
 
     @property
     def width(self) -> int:
@@ -61,6 +65,7 @@ def find_groups(
         parameter.grad = None if gradients is None else gradients[name]
     names = {layer: name for name, layer in twin.named_modules()}
     scorer = tp.importance.GroupMagnitudeImportance(p=2) if gradients is None else tp.importance.GroupTaylorImportance()
+    undivided = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None) if gradients is None else tp.importance.GroupTaylorImportance(normalizer=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of parameters outside layers; groups with them are refused below
         graph = tp.DependencyGraph().build_dependency(twin, example_inputs=example[:1], verbose=False)
@@ -71,7 +76,8 @@ def find_groups(
         name = names[group[0].dep.target.module]
         reason = _unfit(group, graph, names, ignored)
         if reason is None:
-            candidate = ChannelGroup(name, _members(group, graph, names), scorer(group).detach().float())
+            mean = float(undivided(group).detach().mean())
+            candidate = ChannelGroup(name, _members(group, graph, names), scorer(group).detach().float(), mean)
             reason = _tried(module, candidate, example)
         if reason is None:
             found.append(candidate)
