@@ -21,6 +21,7 @@ from kdpipe.pipeline.device_records import dumped
 from kdpipe.pipeline.device_sections import FILE as FILE
 from kdpipe.pipeline.device_sections import FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, devices_of
 from kdpipe.pipeline.problems import Section, checked, objective_fields, unknown_key
+from kdpipe.pipeline.pruning_target import pruning_target
 from kdpipe.pipeline.stages import StageModule, config_model
 from kdpipe.pipeline.target_sections import Target as Target
 from kdpipe.pipeline.target_sections import TargetConfig as TargetConfig
@@ -37,7 +38,7 @@ SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
 
 FILLED = {
     "teacher": {"name"},
-    "prune": {"objective", "teachers", "mixture"},
+    "prune": {"objective", "teachers", "mixture", "profile", "machine"},
     "qat": {"objective", "teachers", "mixture", "measured_in"},
     "evaluate": {"subject"},
     "bench": {"device"},
@@ -77,6 +78,8 @@ class Config:
     targets: Mapping[str, Target]
     devices: Mapping[str, DeviceSettings]
     resolved: Mapping[str, Any]
+    pruned_for: Target | None = None
+    """the target whose measured latency decides what is pruned, in this build or not; None: none does"""
 
     @property
     def prunes(self) -> bool:
@@ -119,6 +122,8 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
     problems += found
     resolved_targets, found = targets_of(project, source, devices, shared or Budgets(), targets)
     problems += found
+    pruned_for, found = pruning_target(built.get("prune"), project, source, devices, resolved_targets)
+    problems += found
     if problems:
         raise ConfigError.gather(sorted(problems, key=lambda problem: _order(problem, source)))
     own_name = head.name or _name_of(project)
@@ -139,6 +144,7 @@ def assemble(project: Path, source: TomlSource, stages: Mapping[str, StageModule
             "targets": {name: target.resolved for name, target in resolved_targets.items()},
             "devices": {name: dumped(device) for name, device in devices.items()},
         },
+        pruned_for=pruned_for,
     )
 
 

@@ -17,11 +17,13 @@ from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
 from kdpipe.pipeline.device_records import Seen, record_of, seen_now
 from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
 from kdpipe.pipeline.mixed_budget import with_limit
+from kdpipe.pipeline.pruning_target import require_measurable_here
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
 from kdpipe.pipeline.variant_choice import VariantChoice, settled
 from kdpipe.stages.distill import DistillConfig
+from kdpipe.stages.prune import PruneConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teachers import FurtherTeacher, step_name
 from kdpipe.targets.devices.device import Machine, identity_of
@@ -154,14 +156,17 @@ def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapp
     """What the stages that will run can tell of their settings now, and not after hours of the stages before them."""
     for it in planned:
         check = getattr(stages[it.step.stage], "check", None)
+        if it.state == "run" and isinstance(it.config, PruneConfig):
+            require_measurable_here(it.config)
         if it.state == "run" and check is not None:
             check(config.sections, Inputs({}, data, config.task, it.target.profile if it.target else None))
 
 
 def _known_machines(config: Config, node: _Node, seen: dict[str, Seen]) -> Iterator[tuple[Machine, ...]]:
-    """The devices of a bench: first as they were recorded, where all were, then as they are now, noted in `seen`. One empty tuple for other steps."""
-    target = node.target
-    named = dict.fromkeys([*([target.device] if target.device else []), *target.accuracy_on]) if target and node.stage == "bench" else {}
+    """The devices of a step that measures: as they were recorded, where all were, then as they are now, noted in `seen`. For others one empty tuple."""
+    target = _measuring(config, node)
+    accuracy_on = target.accuracy_on if target and node.stage == "bench" else ()
+    named = dict.fromkeys([*([target.device] if target and target.device else []), *accuracy_on])
     devices = {name: config.devices[name] for name in named if not isinstance(config.devices[name], Local)}  # this host is what it is without a name
     if not devices:
         yield ()
@@ -179,6 +184,13 @@ def _known_machines(config: Config, node: _Node, seen: dict[str, Seen]) -> Itera
     yield tuple(Machine(name, settings, identity_of(seen[name].facts)) for name, settings in devices.items())
 
 
+def _measuring(config: Config, node: _Node) -> Target | None:
+    """The target that the step measures on its device; None for a step that measures nothing."""
+    if node.stage == "prune" and config.pruned_for is not None:
+        return config.targets.get(config.pruned_for.name, config.pruned_for)  # there its variant has been settled
+    return node.target if node.stage == "bench" else None
+
+
 def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> BaseModel:
     """The stage's section with what the pipeline fills in: the objective of `[distill]`, its attack's strength, the model under judgement."""
     section: BaseModel = config.sections[_SECTION_OF[node.stage]]
@@ -187,7 +199,9 @@ def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> Bas
         return next((teacher.training() for teacher in _further_teachers(config) if step_name(teacher) == node.name), section)
     if node.stage in ("prune", "qat"):
         section = with_limit(section, node.target)
-        return section.model_copy(update={"objective": objective, **_teaching(config)})
+        measuring = _measuring(config, node)
+        measured = {} if measuring is None else {"measured_on": measuring.name, "profile": measuring.profile, "machine": next(iter(machines), None)}
+        return section.model_copy(update={"objective": objective, **_teaching(config), **measured})
     if node.stage in ("score", "score-export"):
         filled: dict[str, Any] = {} if node.subject is None else {"subject": node.subject}
         return judged_as_trained(section, objective).model_copy(update=filled)
@@ -239,12 +253,13 @@ def _identity(
     }
     if data.relabelled is not None:  # the digest knows the labels; this tells people
         identity["labels"] = data.relabelled.as_json()
-    if node.target is not None:
-        identity["profile"] = present(node.target.profile.model_dump(mode="json"))
+    measuring = _measuring(config, node)
+    if (target := node.target or measuring) is not None:
+        identity["profile"] = present(target.profile.model_dump(mode="json"))
         identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does
-    if node.stage == "bench" and node.target is not None:
+    if measuring is not None:
         there = {machine.name: dict(machine.identity) for machine in machines}
-        identity["device"] = there.pop(node.target.device or "", None) or _host_identity(node.target)
+        identity["device"] = there.pop(measuring.device or "", None) or _host_identity(measuring)
         if there:
             identity["accuracy_on"] = there
     identity["code"] = code_digests([identity, config.task_kind], config.project)
