@@ -20,13 +20,14 @@ from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets import latency
 from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
+from kdpipe.targets.conditions import judged
 from kdpipe.targets.devices.device import Device, Machine, require_runtime_there, same_as_planned, why_no_latency
 from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, Message, ModelFile, StartRequest, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, Message, ModelFile, StartRequest, Watched, Windows
 from kdpipe.targets.energy import energy
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
-from kdpipe.targets.measurements import Bench, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
+from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
 from kdpipe.targets.runtimes.runtime import open_session, require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
@@ -147,12 +148,13 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         samples = _samples(inputs.data.test, max(case.batch for case in cases))
         file = Path(folder) / "inputs.npy"
         np.save(file, samples)
-        latencies, noise, warnings = [], [], []
+        latencies, noise, conditions, warnings = [], [], [], []
         for case in context.progress(cases, f"bench {profile.name}", total=len(cases), unit="comparison"):
             request = _request(case, profile, config, seconds, export, file)
-            figures, check, said = _summary(case, _answers(device, request), context.seed)
+            figures, check, met, said = _summary(case, _answers(device, request), context.seed)
             latencies += figures
             noise.append(check)
+            conditions += met
             warnings += said
         starts = tuple(_starts(profile, config, context, export, file, device, cases))
         joules, no_energy = _energy(profile, cases, seconds, export, file, device)
@@ -169,6 +171,7 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         warnings=(*warnings, *_slower(latencies)),
         energy=joules,
         energy_not_measured=no_energy,
+        conditions=tuple(conditions),
     )
 
 
@@ -216,8 +219,9 @@ def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
     return watched(device.ask("bench", request, limit_seconds=limit), device=device.name)
 
 
-def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[str]]:
+def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[Conditions], list[str]]:
     windows: dict[str, latency.Windows] = {}
+    watched_there: list[Watched] = []
     warnings = []
     for message in messages:
         if isinstance(message, Windows):
@@ -225,12 +229,16 @@ def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[lis
         elif isinstance(message, ComparisonDone):
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
+            watched_there += [message.conditions] if message.conditions is not None else []
     models = latency.measured(windows, numpy_stream(seed, f"bench/{case.id}"))
     figures = [latency_figure(case, name, models[name], models["float"] if name != "float" else None) for name in get_args(ModelName)]
     again = latency.ratio_of(models[_AGAIN], models["float"])
     check = NoiseCheck(runtime=case.runtime_name, batch=case.batch, threads=case.threads, ratio=again)
     said = latency.noise_warning(again, case.title), latency.drift_warning(windows["float"], case.title)
-    return figures, check, warnings + [line for line in said if line]
+    drift = latency.drift_of(windows["float"])
+    met = [judged(it, again, drift, runtime=case.runtime_name, batch=case.batch, threads=case.threads) for it in watched_there]
+    warnings += [f"{case.title}: {it.told}" for it in met if it.verdict == "throttled"]
+    return figures, check, met, warnings + [line for line in said if line]
 
 
 def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None) -> Latency:

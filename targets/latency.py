@@ -23,6 +23,7 @@ CONFIDENCE = 0.99  # that a percentile is bracketed by the samples
 INTERVAL = 0.95
 RESAMPLES = 1000
 NOISE_FLOOR = 0.02  # an A/A difference below this is not worth a warning
+DRIFTED = 0.05  # the first third against the last: more is said
 _NS_PER_MS = 1e6
 
 
@@ -133,14 +134,19 @@ def noise_warning(ratio: Percentile, where: str) -> str | None:
     )
 
 
-def drift_warning(windows: Windows, where: str) -> str | None:
-    """What to say when the machine's speed changed while measuring: the first third's p50 against the last third's, over 5 %."""
+def drift_of(windows: Windows) -> float | None:
+    """How much slower (a share; negative: faster) the last third's p50 is than the first third's; None with fewer than three windows."""
     third = len(windows) // 3
     if third == 0:
         return None
     first, last = (nearest_rank(np.concatenate(part), 50) for part in (windows[:third], windows[-third:]))
-    change = last / first - 1
-    if abs(change) <= 0.05:
+    return last / first - 1
+
+
+def drift_warning(windows: Windows, where: str) -> str | None:
+    """What to say when the machine's speed changed while measuring: the first third's p50 against the last third's, over 5 %."""
+    change = drift_of(windows)
+    if change is None or abs(change) <= DRIFTED:
         return None
     direction = "slower (heat or load)" if change > 0 else "faster (it was not warm, or the load went)"
     return f"{where}: from the first to the last third the float model became {100 * abs(change):.0f} % {direction}"

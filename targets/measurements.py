@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from kdpipe.targets.devices.messages import Watched
+
 ModelName = Literal["int8", "float", "teacher"]
 
 
@@ -41,6 +43,19 @@ class NoiseCheck(BaseModel, extra="forbid", frozen=True):
     batch: int
     threads: int
     ratio: Percentile
+
+
+class Conditions(Watched, extra="forbid", frozen=True):
+    """What the machine did while the models of one comparison were measured, and whether their figures can be claimed."""
+
+    runtime: str
+    batch: int
+    threads: int
+    verdict: Literal["claimable", "throttled", "noisy"]
+    told: str = Field(description="'claimable', 'throttled: not claimable' or 'noisy: differences below 3.1 % not claimable'")
+    resolution_percent: float | None = Field(description="how far from 1 the interval of the A/A ratio reaches; smaller differences show nothing")
+    reasons: tuple[str, ...] = Field(description="what speaks against the figures: throttling, drift, other programs, a short measurement")
+    short: bool = Field(description="measured for less than the 10 s that are due for a figure that is published")
 
 
 class Start(BaseModel, extra="forbid", frozen=True):
@@ -96,7 +111,7 @@ class NodePrecision(BaseModel, extra="forbid", frozen=True):
     precision: str = Field(description="'int8', 'float32', …")
     fused: tuple[str, ...] = ()
     note: str | None = None
-    microseconds: float | None = Field(None, ge=0, description="mean of one inference of one sample, as the runtime's own profiler tells it")
+    microseconds: float | None = Field(None, ge=0, description="of one inference of one sample, as the runtime's own profiler tells it")
     share: float | None = Field(None, ge=0, le=1, description="its part of the time of all nodes")
     bytes_read: int | None = Field(None, ge=0, description="of inputs and weights, by their shapes and types")
     bytes_written: int | None = Field(None, ge=0)
@@ -107,12 +122,12 @@ Cause = Literal[
     "split-activation",
     "per-channel-activation",
     "float-operator",
+    "float-output",
     "weights-only",
     "not-quantized",
     "run-in-float",
     "leftover-quantizers",
     "layout",
-    "shape-computation",
     "dynamic-shape",
     "missing-instruction",
     "small-layers",
@@ -146,7 +161,9 @@ class Explanation(BaseModel, extra="forbid", frozen=True):
     int8_share: float = Field(ge=0, le=1, description="share of the convolutions and linear layers that run in int8")
     findings: tuple[Finding, ...] = ()
     threads: int | None = Field(None, ge=1)
-    milliseconds: float | None = Field(None, gt=0, description="median of one inference of one sample, by the clock outside the runtime")
+    milliseconds: float | None = Field(
+        None, gt=0, description="one inference of one sample by the clock outside the runtime: the tenth percentile of some hundred"
+    )
     ratio_to_float: float | None = Field(None, gt=0, description="its time over the float file's, of runs in turn; an orientation, without an interval")
 
     @field_validator("findings", mode="before")
@@ -168,4 +185,5 @@ class Bench(BaseModel, extra="forbid", frozen=True):
     noise: tuple[NoiseCheck, ...] = ()
     warnings: tuple[str, ...] = ()
     energy: tuple[Energy, ...] = ()
+    conditions: tuple[Conditions, ...] = Field((), description="one for each comparison")
     energy_not_measured: str | None = Field(None, description="why there is no energy, e.g. 'not measured: no energy counter'")

@@ -56,6 +56,9 @@ DISTRIBUTIONS = {
 # machine names to the processors that ELF files for them name (elf.h); 32-bit programs run on 64-bit kernels
 ELF_MACHINES = {"x86_64": (62, 3), "amd64": (62, 3), "i686": (3,), "aarch64": (183, 40), "arm64": (183, 40), "armv7l": (40,), "armv6l": (40,)}
 
+_CPUS = "/sys/devices/system/cpu"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 Array = Any  # a numpy array; numpy.typing is not in every numpy that boards have
 
 
@@ -311,6 +314,153 @@ def temperature_celsius() -> float | None:
     return max(degrees) if degrees else None
 
 
+def affinity() -> list[int]:
+    """The logical CPUs that this process may use now; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def bind(allowed: list[int], threads: int) -> list[int]:
+    """Keeps this process, and the threads that it starts from now on, on the cores that suit `threads` best; these cores.
+
+    The fastest kind of core first (big before little), then the least busy; a second hyper-thread of a core only when there is no other core left.
+    """
+    if not allowed:
+        return []
+    chosen = allowed
+    if threads < len(allowed):
+        before = {core: _busy_ticks(core) for core in allowed}
+        time.sleep(0.05)
+        ranked = sorted(allowed, key=lambda core: (-_capacity(core), _busy_ticks(core) - before[core], core))
+        first = [core for index, core in enumerate(ranked) if not siblings(core).intersection(ranked[:index])]
+        chosen = sorted([*first, *(core for core in ranked if core not in first)][:threads])
+    os.sched_setaffinity(0, chosen)
+    return chosen
+
+
+def siblings(core: int) -> set[int]:
+    """The logical CPUs that share this one's physical core, itself among them."""
+    found: set[int] = {core}
+    for part in (_text(f"{_CPUS}/cpu{core}/topology/thread_siblings_list") or "").split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def core_clock_mhz(core: int) -> float | None:
+    """The present clock of one CPU in MHz, None where cpufreq does not tell: /proc/cpuinfo would, but takes milliseconds to read."""
+    current = _text(f"{_CPUS}/cpu{core}/cpufreq/scaling_cur_freq")
+    return int(current) / 1000 if current and current.isdigit() else None
+
+
+def throttle_count(sys_folder: str = "/sys") -> int | None:
+    """How often the hardware slowed itself down (heat, power, low voltage) since it was started; None: it does not count."""
+    root = Path(sys_folder)
+    paths = list(root.glob("devices/system/cpu/cpu*/thermal_throttle/*_throttle_count"))
+    for device in root.glob("class/thermal/cooling_device*"):
+        if "cpufreq" in (_text(str(device / "type")) or ""):  # ARM: the clock is lowered in steps; a fan is such a device, too
+            paths.append(device / "stats" / "total_trans")
+    counts = [int(text) for text in (_text(str(path)) for path in paths) if text and text.isdigit()]
+    return sum(counts) if counts else None
+
+
+def throttled_now(sys_folder: str = "/sys") -> bool | None:
+    """Whether a Raspberry Pi is held back at this moment (its firmware's bits 0 to 3: voltage, clock cap, throttled, soft limit); None: no such file."""
+    for path in sorted(Path(sys_folder).glob("devices/platform/soc*/*firmware/get_throttled")):
+        text = _text(str(path)) or ""
+        if re.fullmatch("(0x)?[0-9a-f]+", text):
+            return bool(int(text, 16) & 0xF)
+    return None
+
+
+class Watch:
+    """What the machine does while it measures: clock, heat, throttling, who else computes on our cores."""
+
+    def __init__(self, cores: list[int]) -> None:
+        self.cores = cores
+        self.begin, self.looked = time.perf_counter(), 0.0
+        self.own, self.stat, self.throttles, self.switches = self._own(), self._stat(), throttle_count(), self._switches()
+        self.clocks: list[float] = []
+        self.heat: list[float] = []
+        self.held = throttled_now()
+        self.look()
+
+    def look(self) -> None:
+        """Between two turns, at most four times a second, so that looking costs nothing that is seen."""
+        now = time.perf_counter()
+        if now - self.looked < 0.25 and self.looked:
+            return
+        self.looked = now
+        clocks = [clock for clock in map(core_clock_mhz, self.cores) if clock is not None]
+        self.clocks += [min(clocks)] if clocks else []
+        degrees = temperature_celsius()
+        self.heat += [degrees] if degrees is not None else []
+        if self.held is not None:
+            self.held = self.held or bool(throttled_now())
+
+    def conditions(self) -> dict[str, Any]:
+        """All of it since this watch began. Shares are of the time of our cores; None where the machine does not tell."""
+        self.looked = 0.0
+        self.look()
+        spent = time.perf_counter() - self.begin
+        busy, stolen = self._stat()
+        own, switches, throttles = self._own(), self._switches(), throttle_count()
+        ticks = max(1.0, spent * len(self.cores) * _TICKS) if self.cores else None
+        others = max(0.0, busy - self.stat[0] - (own - self.own) * _TICKS) / ticks if ticks else None
+        usable = set(self.cores)
+        return {
+            "seconds": spent,
+            "cores": self.cores,
+            "siblings": sorted(set().union(*(siblings(core) for core in self.cores)) - usable) if self.cores else [],
+            "clock_mhz": [self.clocks[0], min(self.clocks), self.clocks[-1]] if self.clocks else [None, None, None],
+            "temperature_celsius": [self.heat[0], max(self.heat), self.heat[-1]] if self.heat else [None, None, None],
+            "throttle_events": None if throttles is None or self.throttles is None else max(0, throttles - self.throttles),
+            "held_back": self.held,
+            "others_share": None if others is None else min(1.0, others),
+            "stolen_share": min(1.0, max(0.0, stolen - self.stat[1]) / ticks) if ticks else None,
+            "switches_waiting": switches[0] - self.switches[0],
+            "switches_preempted": switches[1] - self.switches[1],
+        }
+
+    def _stat(self) -> tuple[float, float]:
+        """Ticks that our cores computed for anybody, and ticks that the hypervisor took."""
+        rows = [_cpu_ticks(core) for core in self.cores]
+        return sum(sum(row[:3]) + sum(row[5:7]) for row in rows), sum(row[7] for row in rows)
+
+    def _own(self) -> float:
+        times = os.times()
+        return times.user + times.system
+
+    def _switches(self) -> tuple[int, int]:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_nvcsw, usage.ru_nivcsw
+
+
+def _cpu_ticks(core: int) -> list[int]:
+    """The core's line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal."""
+    for line in (_text("/proc/stat") or "").splitlines():
+        words = line.split()
+        if words and words[0] == f"cpu{core}":
+            return [int(word) for word in words[1:9]] + [0] * max(0, 9 - len(words))
+    return [0] * 8
+
+
+def _busy_ticks(core: int) -> int:
+    row = _cpu_ticks(core)
+    return sum(row[:3]) + sum(row[5:8])
+
+
+def _capacity(core: int) -> int:
+    """How fast the core is beside the others: ARM's relative capacity, or its highest clock; 0 where all are alike."""
+    for path in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        text = _text(f"{_CPUS}/cpu{core}/{path}")
+        if text and text.isdigit():
+            return int(text)
+    return 0
+
+
 def peak_memory_bytes() -> int:
     """The largest resident memory of this process so far."""
     # VmHWM belongs to this program alone; ru_maxrss also counts the parent's memory at the moment of the fork.
@@ -336,27 +486,36 @@ def cold_start(request: dict[str, Any], tell: Callable[..., None]) -> None:
 
 
 def bench(request: dict[str, Any], tell: Callable[..., None]) -> None:
-    """Every comparison in turn: all its models loaded, warmed up, then measured in interleaved windows."""
+    """The process put on cores of its own, then every comparison in turn: all its models loaded, warmed up, then measured in interleaved windows."""
     tell("hello", protocol=PROTOCOL, runtimes=versions())
     told = time.perf_counter_ns()
+    # Once for all: a runtime keeps its threads for the next model, on the cores where they were started, and another choice would part it from them.
+    cores = bind(affinity(), max(comparison["threads"] * comparison.get("streams", 1) for comparison in request["comparisons"]))
     for comparison in request["comparisons"]:
-        samples = np.load(comparison["inputs"])
-        models = [(model["name"], load(comparison["runtime"], model["path"], comparison["threads"], comparison["hint"])) for model in comparison["models"]]
-        batches = _batches(samples, comparison["batch"])
-        meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
-        before = clock_mhz(), temperature_celsius()
-        gc.collect()
-        gc.disable()  # a pause of this script's own memory is not the model's latency
-        try:
-            warm = _warm_up(meters, request["warmup_seconds"])
-            windows = _measured(meters, request)
-        finally:
-            gc.enable()
-        after = clock_mhz(), temperature_celsius()
-        tell("elapsed", ns=time.perf_counter_ns() - told)
-        for meter in meters:  # told only now: whoever reads would take a core from what is measured
-            tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
-        tell("comparison", id=comparison["id"], warm=warm, clock_mhz=[before[0], after[0]], temperature_celsius=[before[1], after[1]])
+        _compare(comparison, request, cores, told, tell)
+
+
+def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[int], told: int, tell: Callable[..., None]) -> None:
+    samples = np.load(comparison["inputs"])
+    models = [(model["name"], load(comparison["runtime"], model["path"], comparison["threads"], comparison["hint"])) for model in comparison["models"]]
+    batches = _batches(samples, comparison["batch"])
+    meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
+    before = clock_mhz(), temperature_celsius()
+    gc.collect()
+    gc.disable()  # a pause of this script's own memory is not the model's latency
+    try:
+        warm = _warm_up(meters, request["warmup_seconds"])
+        watch = Watch(cores)
+        windows = _measured(meters, request, watch)
+        conditions = watch.conditions()
+    finally:
+        gc.enable()
+    tell("elapsed", ns=time.perf_counter_ns() - told)
+    for meter in meters:  # told only now: whoever reads would take a core from what is measured
+        tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
+    after = clock_mhz(), temperature_celsius()
+    clock, heat = [before[0], after[0]], [before[1], after[1]]
+    tell("comparison", id=comparison["id"], warm=warm, clock_mhz=clock, temperature_celsius=heat, conditions=conditions)
 
 
 def predict(request: dict[str, Any], tell: Callable[..., None]) -> None:
@@ -490,7 +649,7 @@ def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:
     return warm
 
 
-def _measured(meters: list[Meter], request: dict[str, Any]) -> dict[str, list[list[int]]]:
+def _measured(meters: list[Meter], request: dict[str, Any], watch: Watch) -> dict[str, list[list[int]]]:
     windows: dict[str, list[list[int]]] = {meter.name: [] for meter in meters}
     begin, turn = time.perf_counter(), 0
     while True:
@@ -501,6 +660,7 @@ def _measured(meters: list[Meter], request: dict[str, Any]) -> dict[str, list[li
         shift = turn % len(meters)  # every model is first, second, … equally often
         for meter in meters[shift:] + meters[:shift]:
             windows[meter.name].append(meter.window())
+        watch.look()
         turn += 1
 
 

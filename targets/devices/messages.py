@@ -114,6 +114,27 @@ class Elapsed(BaseModel, extra="forbid", frozen=True):
     ns: Nanoseconds
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1 << 60)]
+Cores = Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 16)], ...], Field(max_length=4096)]
+
+
+class Watched(BaseModel, extra="forbid", frozen=True):
+    """What the machine did while one comparison was measured; None where it does not tell. Clock and temperature: at first, lowest or highest, at last."""
+
+    seconds: Annotated[float, Field(ge=0, le=LONGEST_NS / 1e9)]
+    cores: Cores = Field(description="logical CPUs that the measured threads were kept on; empty: the system keeps none")
+    siblings: Cores = Field(description="hyper-threads of the same physical cores that others could use meanwhile")
+    clock_mhz: tuple[Finite | None, Finite | None, Finite | None]
+    temperature_celsius: tuple[Finite | None, Finite | None, Finite | None]
+    throttle_events: Count | None
+    held_back: bool | None = Field(description="a Raspberry Pi's own word: voltage, clock cap or heat")
+    others_share: Share | None = Field(description="of the time of our cores, taken by other programs")
+    stolen_share: Share | None = Field(description="of the time of our cores, taken by the hypervisor")
+    switches_waiting: Count = Field(description="context switches because the process waited")
+    switches_preempted: Count = Field(description="context switches because another took the core")
+
+
 class ComparisonDone(BaseModel, extra="forbid", frozen=True):
     """A comparison ended. `warm`: by model, whether it was stable before measuring; clock and temperature before and after."""
 
@@ -122,6 +143,7 @@ class ComparisonDone(BaseModel, extra="forbid", frozen=True):
     warm: dict[str, bool]
     clock_mhz: tuple[Finite | None, Finite | None]
     temperature_celsius: tuple[Finite | None, Finite | None]
+    conditions: Watched | None = None
 
 
 class StartMeasured(BaseModel, extra="forbid", frozen=True):
