@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
 
-from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
+from kdpipe.pipeline.results import Judged, JudgedThere, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.steps import Verdict as Verdict
 from kdpipe.robustness.intervals import paired_difference
@@ -64,12 +64,15 @@ class _Measured:
 def _of_target(results: Results, target: str, budgets: Budgets) -> list[Verdict]:
     tail = results.targets[target]
     elsewhere = [_Measured(None, f"{runtime}: {reason}") for runtime, reason in tail.unavailable.items()]
+    unsuited = [_Measured(None, tail.unsuited)] if tail.unsuited else []
     verdicts = []
     if budgets.clean_drop is not None:
-        drops = [_clean_drop(results.teacher, file, budgets.clean_drop) for file in tail.files] + elsewhere
+        judged: Sequence[Judged | JudgedThere] = tail.on_suited_devices if unsuited else tail.files
+        drops = [_clean_drop(results.teacher, file, budgets.clean_drop) for file in judged] or unsuited
+        drops += [] if unsuited else elsewhere
         verdicts.append(_verdict("clean_drop", target, budgets.clean_drop, "points", drops, worst=max))
     if budgets.robust_accuracy is not None:
-        accuracies = [_robust_accuracy(file, budgets.robust_accuracy) for file in tail.files] + elsewhere
+        accuracies = unsuited or [_robust_accuracy(file, budgets.robust_accuracy) for file in tail.files] + elsewhere
         verdicts.append(_verdict("robust_accuracy", target, budgets.robust_accuracy, "%", accuracies, worst=min))
     if budgets.size_kb is not None:
         verdicts.append(_verdict("size_kb", target, budgets.size_kb, "kB", _sizes(tail), worst=max))
@@ -96,12 +99,12 @@ def _verdict(name: str, target: str, limit: float, unit: str, measured: Sequence
     return Verdict(name, target, limit, unit, None, "not checkable", reason)
 
 
-def _clean_drop(teacher: Judged | None, file: Judged, limit: float) -> _Measured:
+def _clean_drop(teacher: Judged | None, file: Judged | JudgedThere, limit: float) -> _Measured:
     if teacher is None or "clean" not in teacher.correct:
         return _Measured(None, "the teacher was not judged in this build")
-    if "clean" not in file.correct:
+    if isinstance(file, Judged) and "clean" not in file.correct:
         return _Measured(None, f"{file.name}: {file.card.clean.reason or 'clean accuracy was not measured'}")
-    lost = paired_difference(teacher.correct["clean"], file.correct["clean"])
+    lost = paired_difference(teacher.correct["clean"], file.correct["clean"] if isinstance(file, Judged) else file.correct)
     told = f"teacher minus {file.name}: {lost.value:.2f} points, 95 % interval [{lost.low:.2f}, {lost.high:.2f}], paired, n = {lost.n}"
     needed = samples_to_stay_within(limit, lost.value, lost.high, lost.n) if lost.high > limit else None
     return _Measured(lost.high, told + _too_few(needed))
@@ -120,12 +123,18 @@ def _too_few(needed: int | None) -> str:
     return "" if needed is None else f"; too few samples to show that the limit is kept: about {float(f'{needed:.2g}'):,.0f} would, were the value the same"
 
 
+def spread_told(tail: TargetResults) -> str:
+    """How far apart the accuracies of the target's file lie, in words."""
+    return _spread(tail).reason
+
+
 def _spread(tail: TargetResults) -> _Measured:
-    """Over every runtime of this host and every device that judged the file."""
-    places = {f"{file.card.runtime or file.name} on this host": file.correct["clean"] for file in tail.files if "clean" in file.correct}
-    places |= {it.name: it.correct for it in tail.on_devices}
+    """Over every runtime of this host and every device that judged the file; of a variant, over those that it is for: nothing else is to run it."""
+    files = () if tail.unsuited else tail.files
+    places = {f"{file.card.runtime or file.name} on this host": file.correct["clean"] for file in files if "clean" in file.correct}
+    places |= {it.name: it.correct for it in tail.on_suited_devices}
     if len(places) < 2:
-        return _Measured(None, "the file was judged in one place only: name [targets.NAME] device or accuracy_on")
+        return _Measured(None, tail.unsuited or "the file was judged in one place only: name [targets.NAME] device or accuracy_on")
     best, worst, difference = spread(places)
     told = f"{best} minus {worst}: {difference.value:.2f} points, 95 % interval [{difference.low:.2f}, {difference.high:.2f}], paired, n = {difference.n}"
     return _Measured(difference.high, f"{len(places)} places; {told}")

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ def rewritten(project: Path | str = ".", *, targets: Sequence[str] = (), overrid
     """The finished build with its bundles and report written again; ConfigError where a step of it is not in the store."""
     folder = _project_folder(project)
     made = plan(folder, targets=targets, overrides=overrides)
+    from kdpipe.pipeline.expectations import expectations
     from kdpipe.pipeline.runner import kept_results
 
     missing = [planned.step.name for planned in made.steps if planned.state == "run"]
@@ -85,7 +86,8 @@ def rewritten(project: Path | str = ".", *, targets: Sequence[str] = (), overrid
         raise ConfigError(f"the build is not finished: {len(missing)} steps are missing, first {missing[0]}", at=folder, do="run kdpipe build")
     store = Store(folder)
     command = command_line("build", targets, None, overrides)
-    result = BuildResult(folder, made.config.name, made.config.resolved, command, tuple(made.config.targets), kept_results(made, store))
+    foreseen = tuple(map(asdict, expectations(made)))
+    result = BuildResult(folder, made.config.name, made.config.resolved, command, tuple(made.config.targets), kept_results(made, store), expectations=foreseen)
     return _finished(result, made.config, store, SilentProgress(), whole=True)
 
 
@@ -115,6 +117,7 @@ def _build(
     from kdpipe.pipeline.cache import note_build
     from kdpipe.pipeline.config import read_config
     from kdpipe.pipeline.device_records import keep
+    from kdpipe.pipeline.expectations import expectations
     from kdpipe.pipeline.planning import make_plan
     from kdpipe.pipeline.runner import run_plan
     from kdpipe.pipeline.stages import load_stages
@@ -130,15 +133,18 @@ def _build(
         if seen.changes:
             progress.say(f"device {name} changed since it was last reached: {'; '.join(seen.changes)}")
         keep(folder, name, config.devices[name], seen.facts)
+    foreseen = expectations(made)
     running = [planned.step.name for planned in made.steps if planned.state == "run"]
     progress.say(f"{len(made.steps)} steps: {len(running)} to run, {len(made.steps) - len(running)} kept")
     if running and made.data.relabelled is not None:
         progress.say(made.data.relabelled.told)
     if running:
+        for each in foreseen:
+            progress.say(each.told)
         _say_if_busy(made.threads, progress)
         note_build(store, [planned.step for planned in made.steps], finished=False)
     results = run_plan(made, stages, store, progress)
-    result = BuildResult(folder, config.name, config.resolved, command, tuple(config.targets), results)
+    result = BuildResult(folder, config.name, config.resolved, command, tuple(config.targets), results, expectations=tuple(map(asdict, foreseen)))
     result = _finished(result, config, store, progress, whole=until in (None, "bench"))
     note_build(store, [planned.step for planned in made.steps], finished=True)
     if watched is not None:

@@ -1,6 +1,5 @@
 """The command line. A command parses, calls and prints; what it needs is imported when it runs, so that help is there at once."""
 
-import json
 import os
 import signal
 import sys
@@ -14,11 +13,13 @@ import typer
 
 from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
 from kdpipe.pipeline.advice_command import advise
+from kdpipe.pipeline.compare_command import compare
 from kdpipe.pipeline.data_commands import data
 from kdpipe.pipeline.device_commands import bench, devices
 from kdpipe.pipeline.printing import print_json as _print_json
 from kdpipe.pipeline.printing import print_table as _print_table
 from kdpipe.pipeline.printing import table as _table
+from kdpipe.pipeline.target_commands import targets
 
 if TYPE_CHECKING:
     from kdpipe.pipeline.steps import BuildResult
@@ -39,7 +40,9 @@ cache = typer.Typer(help="The store of finished steps: list it, clean it up.")
 app.add_typer(cache, name="cache")
 app.add_typer(data, name="data")
 app.add_typer(devices, name="devices")
+app.add_typer(targets, name="targets")
 app.command()(bench)
+app.command()(compare)
 app.command()(advise)
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
@@ -110,44 +113,24 @@ def plan(
 ) -> None:
     """Show what a build would run, and why; change nothing."""
     from kdpipe.pipeline.building import plan as make
+    from kdpipe.pipeline.expectations import expectations
 
     made = make(project, targets=target or (), until=until, device=device, overrides=settings or ())
     if as_json:
         rows = [{"step": it.step.name, "state": it.state, "why": list(it.why), "fingerprint": it.step.fingerprint} for it in made.steps]
         labels = {} if made.data.relabelled is None else {"labels": made.data.relabelled.as_json()}
         variants = {"variants": [asdict(choice) for choice in made.variants]} if made.variants else {}
-        _print_json({"project": made.config.name, "threads": made.threads, **labels, **variants, "steps": rows})
+        foreseen = [{**asdict(each), "told": each.told} for each in expectations(made)]
+        _print_json({"project": made.config.name, "threads": made.threads, **labels, **variants, "expectations": foreseen, "steps": rows})
         return
     table = _table("step", "", "why", "fingerprint")
     for it in made.steps:
         table.add_row(it.step.name, it.state, "; ".join(it.why), it.step.fingerprint[:12])
     _print_table(table)
-    for choice in made.variants:
-        print(choice.told)
+    for line in (*(choice.told for choice in made.variants), *(each.told for each in expectations(made))):
+        print(line)
     if made.data.relabelled is not None:
         print(made.data.relabelled.told)
-
-
-@app.command()
-def targets(
-    name: Annotated[str | None, typer.Argument(help="Show this profile in full: a name, or the path of a .toml.", show_default=False)] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """List the target profiles that ship, or show one."""
-    from kdpipe.targets.profile import load_profile, profile_names
-
-    profiles = [load_profile(each, at="targets") for each in ([name] if name else profile_names())]
-    if as_json:
-        _print_json({"targets": [profile.model_dump(mode="json") for profile in profiles]})
-    elif name:
-        print(json.dumps(profiles[0].model_dump(mode="json"), indent=2))
-    else:
-        table = _table("target", "what it is", "runtimes", "measured here")
-        for profile in profiles:
-            runtimes = ", ".join(runtime.name for runtime in profile.runtimes)
-            table.add_row(profile.name, profile.title, runtimes, "yes" if profile.measurable_here() else "no")
-        _print_table(table)
 
 
 @app.command()
@@ -229,31 +212,6 @@ def report(project: Project = Path(), target: Targets = None, settings: Settings
         _print_json(_build_json(result))
     else:
         print(result.report)
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="A bundle's folder, or a project's.")],
-    b: Annotated[Path, typer.Argument(help="What is compared with it: every difference is B less A.")],
-    margin: Annotated[float, typer.Option("--margin", help="Percentage points that B may lose.")] = 0.0,
-    target: Annotated[str | None, typer.Option("--target", help="Compare this target alone.", show_default="all that both have")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Compare two int8 files on the same samples, with paired 95 % intervals; exit 3 on a regression beyond the margin."""
-    from kdpipe.pipeline.comparing import compare as compared
-    from kdpipe.pipeline.comparison_table import as_json_value, shown
-
-    comparisons = compared(a, b, margin=margin, target=target)
-    if as_json:
-        _print_json(as_json_value(comparisons))
-    else:
-        for each in comparisons:
-            title, rows, verdict = shown(each)
-            print(title)
-            _print_table(rows)
-            print(verdict)
-    raise typer.Exit(max(each.exit_code for each in comparisons))
 
 
 @app.command()
@@ -424,6 +382,7 @@ def _build_json(result: "BuildResult") -> dict[str, Any]:
         ],
         "rows": list(result.rows),
         "budgets": [asdict(verdict) for verdict in result.verdicts],
+        "expectations": list(result.expectations),
         "bundles": {target: str(path) for target, path in result.bundles.items()},
         "report": str(result.report) if result.report else None,
         "exit_code": result.exit_code,

@@ -108,6 +108,7 @@ def remember(store: Store, key: str, watched: Watch, build: BuildResult, written
         "rows": [dict(row) for row in build.rows],
         "verdicts": [asdict(verdict) for verdict in build.verdicts],
         "exit_code": build.exit_code,
+        "expectations": [dict(each) for each in build.expectations],
     }
     store.remember(MEMO_FILE, memos)
 
@@ -157,6 +158,7 @@ def _build(memo: Mapping[str, Any], store: Store, project: Path) -> BuildResult 
         bundles={target: Path(path) for target, path in memo["bundles"].items()},
         report=Path(memo["report"]) if memo["report"] else None,
         exit_code=memo["exit_code"],
+        expectations=tuple(memo["expectations"]),
     )
 
 

@@ -5,7 +5,7 @@ The steps' files are data from outside (a store may be old, or edited by hand): 
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +27,10 @@ from kdpipe.stages.parity import PARITY_FILE, Parity
 from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
 from kdpipe.stages.score_export import UNAVAILABLE_FILE
 from kdpipe.targets.measurements import Bench
+from kdpipe.targets.profile import DEFAULT_VARIANT, Profile
 
+INT8 = "int8"
+"""the role of the file that ships, in every machine-readable file, whatever its scheme"""
 SHARED_SCORES = ("score-teacher", "score-distill", "score-prune")
 
 
@@ -44,11 +47,18 @@ class Judged:
     card: Scorecard
     target: str | None
     correct: Mapping[str, BoolArray]
+    shipped: str = INT8
+    """what the file that ships is called, by its scheme"""
+
+    @property
+    def model(self) -> str:
+        """`card.model`, the shipped file by its scheme: 'student', 'int8', 'float16'."""
+        return self.shipped if self.card.model == INT8 else self.card.model
 
     @property
     def name(self) -> str:
         """What the model is called in tables and pictures: 'student', 'int8 onnxruntime'; the runtime's version stands elsewhere."""
-        return self.card.model if self.card.runtime is None else f"{self.card.model} {self.card.runtime.split()[0]}"
+        return self.model if self.card.runtime is None else f"{self.model} {self.card.runtime.split()[0]}"
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,27 @@ class TargetResults:
     bench: Bench | None
     on_devices: tuple["JudgedThere", ...] = ()
     """the int8 file's accuracy on further machines"""
+    unsuited: str | None = None
+    """why figures of this host are not those of the file on its chip, where a variant was chosen that this host does not compute exactly"""
+
+    @property
+    def shipped(self) -> str:
+        """What the file that ships is called, by its scheme: 'int8', 'float16'."""
+        return INT8 if self.quantization is None else self.quantization.shipped
+
+    @property
+    def on_suited_devices(self) -> tuple["JudgedThere", ...]:
+        """The machines among them that compute the file exactly."""
+        return tuple(it for it in self.on_devices if it.unsuited is None)
 
 
 @dataclass(frozen=True)
 class JudgedThere:
-    """The int8 file on a device: the figures, and which test samples were right, (n,)."""
+    """The int8 file on a device: the figures, and which test samples were right, (n,). `unsuited`: as in `TargetResults`, of that device."""
 
     quality: DeviceQuality
     correct: BoolArray
+    unsuited: str | None = None
 
     @property
     def name(self) -> str:
@@ -153,30 +176,53 @@ def _target(build: BuildResult, target: str) -> TargetResults:
         result = build.results.get(f"{step}@{target}")
         return None if result is None else result.folder
 
+    variant = _variant_profile(build, target)
     qat, twin, export, files, bench = (folder(step) for step in ("qat", "score-qat", "export", "score-export", "bench"))
+    quantization = read_model(qat / QUANTIZATION_FILE, Outcome) if qat else None
     judged = _several(files, target) if files else ()
+    if quantization is not None:
+        judged = tuple(replace(it, shipped=quantization.shipped) for it in judged)
     unavailable = _read(files / UNAVAILABLE_FILE, TypeAdapter(dict[str, str]).validate_json) if files else {}
     return TargetResults(
         target,
         export,
         _judged(twin, target) if twin else None,
-        tuple(it for it in judged if it.card.model == "int8"),
+        tuple(it for it in judged if it.card.model == INT8),
         tuple(it for it in judged if it.card.model == "ptq"),
         unavailable,
         _samples(files) if files else None,
-        read_model(qat / QUANTIZATION_FILE, Outcome) if qat else None,
+        quantization,
         read_model(export / PARITY_FILE, Parity) if export else None,
         read_model(bench / "bench.json", Bench) if bench else None,
-        _on_devices(bench) if bench else (),
+        _on_devices(bench, variant) if bench else (),
+        _unsuited_host(build, target, variant),
     )
 
 
-def _on_devices(bench: Path) -> tuple[JudgedThere, ...]:
+def _variant_profile(build: BuildResult, target: str) -> Profile | None:
+    """The target's profile, where another variant than its default was chosen: the default is judged wherever it runs."""
+    profile = build.config.get("targets", {}).get(target, {}).get("profile", {})
+    return Profile.model_validate(profile) if profile.get("variant", DEFAULT_VARIANT) != DEFAULT_VARIANT else None
+
+
+def _unsuited_host(build: BuildResult, target: str, variant: Profile | None) -> str | None:
+    """By the instruction sets with which the file was exported and judged."""
+    export = build.results.get(f"export@{target}")
+    sets = None if export is None else export.step.identity.get("instruction_sets")
+    return None if variant is None or sets is None else variant.why_not_exact(frozenset(sets))
+
+
+def _on_devices(bench: Path, variant: Profile | None) -> tuple[JudgedThere, ...]:
     if not (bench / QUALITY_FILE).is_file():
         return ()  # the target names no device
     arrays = _arrays(bench / CORRECT_FILE)
     qualities = read_model(bench / QUALITY_FILE, DeviceQualities).qualities
-    return tuple(JudgedThere(it, arrays[f"{it.device.name}/{it.runtime}/clean"]) for it in qualities)
+    return tuple(JudgedThere(it, arrays[f"{it.device.name}/{it.runtime}/clean"], _unsuited(it, variant)) for it in qualities)
+
+
+def _unsuited(judged: DeviceQuality, variant: Profile | None) -> str | None:
+    device = judged.device
+    return None if variant is None else variant.why_not_exact(frozenset(device.instruction_sets), where=f"device {device.name}")
 
 
 def _judged(folder: Path, target: str | None) -> Judged:

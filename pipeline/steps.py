@@ -62,3 +62,5 @@ class BuildResult:
     bundles: Mapping[str, Path] = field(default_factory=dict)
     report: Path | None = None
     exit_code: int = 0
+    expectations: tuple[Mapping[str, Any], ...] = ()
+    """what was said before anything was trained of int8's speed, for each target (`targets.expectation.Expectation` as JSON values)"""

@@ -32,6 +32,10 @@ class Row(TypedDict):
     p90_ms: float | None
     latency_threads: int | None
     latency_reason: str | None
+    shipped: str
+    """what the file that ships is called by its scheme: 'int8', 'float16'; its role in `model` is 'int8' always"""
+    unsuited: str | None
+    """why the accuracies are not those of the file on its chip; None: they are"""
 
 
 def summary_rows(build: BuildResult) -> list[Row]:
@@ -93,7 +97,9 @@ def _row(results: "Results", judged: "Judged") -> Row:
         p50_ms=p50.value_ms if p50 else None,
         p90_ms=p90.value_ms if p90 else None,
         latency_threads=latency.threads if latency else None,
+        shipped=judged.shipped,
         latency_reason=reason or (_unclaimed(p50, p90) if p50 and p90 else None),
+        unsuited=results.targets[judged.target].unsuited if judged.target and card.runtime else None,
     )
 
 
@@ -126,13 +132,16 @@ def _json(figure: Figure) -> dict[str, Any]:
 def _caption(rows: Sequence[Row]) -> str:
     """What the figures are of: sizes are not all of one kind of file, and a latency means little without its threads."""
     threads = sorted({row["latency_threads"] for row in rows if row["latency_threads"] is not None})
-    told = "size: weights file of networks and twins, ONNX file of int8 and ptq; 1 kB = 1000 bytes"
+    told = "size: weights file of networks and twins, ONNX file of what ships and of ptq; 1 kB = 1000 bytes"
     counts = " or ".join(map(str, threads))
-    return told + (f"\nlatency: batch 1, {counts} thread{'' if threads == [1] else 's'}" if threads else "")
+    told += f"\nlatency: batch 1, {counts} thread{'' if threads == [1] else 's'}" if threads else ""
+    unsuited = dict.fromkeys(f"\n{row['target']}: {row['unsuited']}" for row in rows if row.get("unsuited"))
+    return told + "".join(unsuited)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = row["model"] if row["runtime"] is None else f"{row['model']} {row['runtime'].split()[0]}"
+    model = row.get("shipped", "int8") if row["model"] == "int8" else row["model"]  # an earlier build's rows have no such key
+    name = model if row["runtime"] is None else f"{model} {row['runtime'].split()[0]}"
     return (
         f" {name}" if row["target"] else name,
         f"{row['size_bytes'] / 1000:,.1f}",

@@ -5,7 +5,7 @@ written "not measured", with the reason, and the offline checks that need no dev
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -88,7 +88,8 @@ def run(inputs: Inputs, config: BenchConfig, context: Context) -> Path:
     for machine in config.accuracy_on:
         device = machine.settings.device(machine.name, context.project)
         with device.connected():
-            judged += _judged(inputs, profile, context, device, same_as_planned(device, machine))
+            facts = same_as_planned(device, machine)
+            judged += _judged(inputs, profile, context, device, facts, profile.runtimes_there(facts.runtimes))
     if judged:
         arrays = {f"{it.quality.device.name}/{it.quality.runtime}/clean": it.correct for it in judged}
         np.savez(context.folder / CORRECT_FILE, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
@@ -101,24 +102,31 @@ def _bench(inputs: Inputs, profile: Profile, config: BenchConfig, context: Conte
     """The measurements of the target's device; its accuracy is appended to `judged` where it is not this host, which `score-export` accuracy_on."""
     if config.machine is None:
         host = LocalDevice()
-        reason = why_no_latency(host, host.facts()) or profile.why_not_measurable(probe())
+        reason = why_no_latency(host, host.facts()) or profile.why_not_measurable(probe(), runtimes=host.facts().runtimes)
         if reason is None:
-            return _measured(inputs, profile, config, context, host)
+            fitted, absent = profile.fitted_to(host.facts().runtimes, where="this host")
+            return _with_warnings(_measured(inputs, fitted, config, context, host), absent)
         return _not_measured(inputs, profile, context, reason)
     machine = config.machine
     device = machine.settings.device(machine.name, context.project)
     with device.connected():
         facts = same_as_planned(device, machine)
-        judged += _judged(inputs, profile, context, device, facts)
-        reason = why_no_latency(device, facts) or profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        profile, absent = profile.fitted_to(facts.runtimes, where=f"device {device.name}")
+        judged += _judged(inputs, profile, context, device, facts, profile.runtimes_on_device)
+        sets = frozenset(facts.instruction_sets)
+        reason = why_no_latency(device, facts) or profile.why_not_measurable(sets, where=f"device {device.name}", runtimes=facts.runtimes)
         if reason is not None:
             return _not_measured(inputs, profile, context, reason)
-        return _measured(inputs, profile, config, context, device)
+        return _with_warnings(_measured(inputs, profile, config, context, device), absent)
 
 
-def _judged(inputs: Inputs, profile: Profile, context: Context, device: Device, facts: DeviceFacts) -> list[Judged]:
+def _with_warnings(bench: Bench, more: tuple[str, ...]) -> Bench:
+    return bench.model_copy(update={"warnings": (*bench.warnings, *more)})
+
+
+def _judged(inputs: Inputs, profile: Profile, context: Context, device: Device, facts: DeviceFacts, needs: Sequence[RuntimeNeed]) -> list[Judged]:
     model = inputs.artifacts["export"] / FILES["int8"]
-    found = list(judged_on(device, facts, model, profile.runtimes, inputs.data.test, context.progress, hint=profile.bench.hint))
+    found = list(judged_on(device, facts, model, needs, inputs.data.test, context.progress, hint=profile.bench.hint))
     for it in found:
         context.progress.say(f"accuracy on {device.name}, {it.quality.runtime}: {it.quality.clean.value:.2f} %, n = {it.quality.clean.n}")
     return found
@@ -178,7 +186,7 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
 def _cases(profile: Profile, config: BenchConfig, facts: DeviceFacts, device: Device) -> Iterator[Setting]:
     batches = (profile.static_batch,) if profile.batch == "static" else config.batches or profile.bench.batches
     threads = sorted({facts.cores if count == "all" else int(count) for count in config.threads or profile.bench.threads})
-    for need in profile.runtimes:
+    for need in profile.runtimes_on_device:
         name = session_name(need.name, _version(need, profile, facts, device))
         for batch in sorted(set(batches)):
             for count in threads:
@@ -264,7 +272,7 @@ def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, b
 
 def _starts(profile: Profile, config: BenchConfig, context: Context, export: Path, inputs: Path, device: Device, cases: Iterable[Setting]) -> Iterator[Start]:
     names = {case.need.name: case.runtime_name for case in cases}
-    pairs = [(need, model) for need in profile.runtimes for model in FILES]
+    pairs = [(need, model) for need in profile.runtimes_on_device for model in FILES]
     for need, model in context.progress(pairs, f"cold start {profile.name}", total=len(pairs), unit="process"):
         batch = profile.static_batch if profile.batch == "static" else 1
         request = StartRequest(runtime=need.name, model=export / FILES[model], threads=1, batch=batch, hint=profile.bench.hint, inputs=inputs)
@@ -288,7 +296,7 @@ def _energy(profile: Profile, cases: Iterable[Setting], seconds: float, export: 
 
 
 def _explanations(profile: Profile, export: Path, samples: Float32Array) -> Iterator[Explanation]:
-    for need in profile.runtimes:
+    for need in profile.runtimes_on_device:
         with open_session(need.name, export / FILES["int8"], threads=1, hint=profile.bench.hint, versions=need.versions) as session:
             yield session.explain(samples)
 

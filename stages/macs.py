@@ -13,14 +13,25 @@ def count_macs(module: nn.Module, sample_shape: tuple[int, ...]) -> int:
 
     BatchNorm is left out: it folds away on the device. The module's modes are restored.
     """
-    macs = 0
+    return sum(macs for _, macs in _layers(module, sample_shape))
+
+
+def depthwise_share(module: nn.Module, sample_shape: tuple[int, ...]) -> float:
+    """The share of the multiply-accumulates in depthwise convolutions (one input channel a group), in [0, 1]; 0 for a network of none."""
+    layers = _layers(module, sample_shape)
+    depthwise = sum(macs for layer, macs in layers if isinstance(layer, Convolution) and layer.groups == layer.in_channels > 1)
+    return depthwise / max(1, sum(macs for _, macs in layers))
+
+
+def _layers(module: nn.Module, sample_shape: tuple[int, ...]) -> list[tuple[nn.Module, int]]:
+    """Each call of a layer with its multiply-accumulates, in the order of the calls."""
+    calls: list[tuple[nn.Module, int]] = []
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
         if isinstance(layer, Convolution):
-            macs += output[0].numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+            calls.append((layer, output[0].numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)))
         elif isinstance(layer, nn.Linear):
-            macs += output[0].numel() * layer.in_features
+            calls.append((layer, output[0].numel() * layer.in_features))
 
     modes = [(layer, layer.training) for layer in module.modules()]
     handles = [layer.register_forward_hook(add) for layer in module.modules() if isinstance(layer, (*Convolution, nn.Linear))]
@@ -33,7 +44,7 @@ def count_macs(module: nn.Module, sample_shape: tuple[int, ...]) -> int:
             handle.remove()
         for layer, training in modes:
             layer.training = training
-    return macs
+    return calls
 
 
 def count_parameters(module: nn.Module) -> int:

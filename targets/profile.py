@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.files import canonical_json
 from kdpipe.foundation.quantization.scheme import STATIC, Kind, Scheme
+from kdpipe.targets.devices.agent import runtimes
 from kdpipe.targets.instruction_sets import NAMES, probe
 
 SHIPPED = "kdpipe.targets.profiles"
@@ -52,6 +53,7 @@ class RuntimeNeed(BaseModel, extra="forbid", frozen=True):
 
     name: str = Field(description="onnxruntime, openvino, or your own: package.module:name")
     versions: Annotated[str, AfterValidator(_specifier)] = Field("", description="version range of its distribution, e.g. '>=1.22,<2'; empty: any")
+    optional: bool | None = Field(None, description="true, of [[device_runtimes]]: measured where the device has it, and told where not")
 
 
 class InstructionNeeds(BaseModel, extra="forbid", frozen=True):
@@ -129,6 +131,8 @@ class Profile(BaseModel, extra="forbid", frozen=True):
             raise ValueError("[variants.default] is taken: the default variant is [scheme]")
         if self.scheme_name in self.variants:
             raise ValueError(f"scheme_name = {self.scheme_name!r} is the name of a variant")
+        if any(need.optional for need in self.runtimes) or (self.device_runtimes and all(need.optional for need in self.device_runtimes)):
+            raise ValueError("optional is for further [[device_runtimes]]: the others prove the file")
         return self
 
     @property
@@ -186,8 +190,20 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
     @property
     def runtimes_on_device(self) -> tuple[RuntimeNeed, ...]:
-        """The runtimes in which a device measures the file."""
+        """The runtimes in which the target's own device measures the file."""
         return self.device_runtimes or self.runtimes
+
+    def runtimes_there(self, have: Collection[str]) -> tuple[RuntimeNeed, ...]:
+        """Those of `runtimes_on_device` on a machine that has the runtimes `have`; where it has none of them, those that a host checks the file in."""
+        return self.runtimes_on_device if any(need.name in have for need in self.runtimes_on_device) else self.runtimes
+
+    def fitted_to(self, have: Collection[str], *, where: str) -> tuple["Profile", tuple[str, ...]]:
+        """The profile without the optional runtimes that a device with the runtimes `have` lacks, and for each that is left out, that it is."""
+        absent = [need for need in self.device_runtimes or () if need.optional and need.name not in have]
+        if not absent:
+            return self, ()
+        there = tuple(need for need in self.device_runtimes or () if need not in absent)
+        return self.model_copy(update={"device_runtimes": there}), tuple(f"not measured in {need.name}: not available on {where}" for need in absent)
 
     def why_not_measurable(self, instruction_sets: frozenset[str], *, where: str = "this host", runtimes: Collection[str] = ()) -> str | None:
         """Why a machine cannot measure the target's latency; None: it can.
@@ -204,7 +220,7 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
     def measurable_here(self) -> bool:
         """Whether this host can measure the target's latency, by probing it now."""
-        return self.why_not_measurable(probe()) is None
+        return self.why_not_measurable(probe(), runtimes=runtimes() if self.architecture is None else ()) is None
 
 
 def profile_names() -> list[str]:
@@ -215,8 +231,8 @@ def profile_names() -> list[str]:
 def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = None, scheme: Kind | None = None) -> Profile:
     """The profile that ships under this name, or the one in a `.toml` file; `at` says where the name was written.
 
-    `variant` overrides the file's; `scheme` the kind of its scheme, for which there are no variants then. Raises ConfigError: unknown name, file missing or not TOML, unknown keys (with the
-    nearest one), values out of range (all problems of the file in one go).
+    `variant` overrides the file's; `scheme` the kind of its scheme, for which there are no variants then. Raises ConfigError: unknown
+    name, file missing or not TOML, unknown keys (with the nearest one), values out of range (all problems of the file in one go).
     """
     path = _located(str(name_or_path), at=at)
     keys: dict[str, Any] = {}

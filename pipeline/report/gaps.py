@@ -53,11 +53,14 @@ def _of_model(judged: Judged) -> Iterator[tuple[str, str]]:
 
 def _of_target(tail: TargetResults) -> Iterator[tuple[str, str]]:
     if tail.export is None:
-        yield f"the int8 file for {tail.name}", "the build ended before 'export'"
+        yield f"the {tail.shipped} file for {tail.name}", "the build ended before 'export'"
     if tail.export is not None and not tail.files:
-        yield f"accuracy of the int8 file for {tail.name}", "the build ended before it was scored"
+        yield f"accuracy of the {tail.shipped} file for {tail.name}", "the build ended before it was scored"
+    if tail.unsuited is not None:
+        clean = "robust and corrupted accuracy" if tail.on_suited_devices else "accuracy"
+        yield f"{clean} of the {tail.shipped} file for {tail.name} on its chip (what is shown is of this host)", tail.unsuited
     for runtime, reason in tail.unavailable.items():
-        yield f"accuracy of the int8 file for {tail.name} in {runtime}", reason
+        yield f"accuracy of the {tail.shipped} file for {tail.name} in {runtime}", reason
     if tail.bench is None:
         yield f"latency, start, memory and node precision on {tail.name}", "no bench was run"
         return
@@ -65,6 +68,8 @@ def _of_target(tail: TargetResults) -> Iterator[tuple[str, str]]:
         yield f"latency, start, memory and node precision on {tail.name}", tail.bench.not_measured
     for latency in tail.bench.latencies:
         yield from _of_latency(latency, tail.name)
+    if tail.bench.energy_not_measured is not None:
+        yield f"energy on {tail.name}", tail.bench.energy_not_measured
     yield from _of_device(tail.bench, tail.name)
 
 

@@ -19,11 +19,13 @@ from kdpipe.pipeline.budgets import Verdict
 from kdpipe.pipeline.report import numbers, sections
 from kdpipe.pipeline.report.corruptions import corruptions_told, is_trained, trained_corruptions
 from kdpipe.pipeline.report.data import DataSection, data_section
+from kdpipe.pipeline.report.foreseen import Foreseen, foreseen
 from kdpipe.pipeline.report.gallery import Gallery, gallery
 from kdpipe.pipeline.report.gaps import Gap, gaps
+from kdpipe.pipeline.report.places import Places, places
 from kdpipe.pipeline.report.pruning import pruning
 from kdpipe.pipeline.report.rules import Rules, rules
-from kdpipe.pipeline.results import Judged, Results, TargetResults, read_results
+from kdpipe.pipeline.results import INT8, Judged, Results, TargetResults, read_results
 from kdpipe.pipeline.steps import BuildResult, StepResult
 from kdpipe.robustness.scorecard import Figure, MaskingCheck, Scorecard
 from kdpipe.stages.parity import Parity
@@ -68,6 +70,14 @@ class TargetSections:
     parity: Parity | None
     quantization: Outcome | None
     beside: tuple[sections.Beside, ...]
+    foreseen: Foreseen | None
+    places: Places | None
+    unsuited: str | None
+
+    @property
+    def shipped(self) -> str:
+        """What the file that ships is called: 'int8', 'float16'."""
+        return INT8 if self.quantization is None else self.quantization.shipped
 
 
 @dataclass(frozen=True)
@@ -111,10 +121,12 @@ class Page:
             "corruptions": ("Corruptions", bool(self.heat)),
             "samples": ("Samples", bool(self.samples)),
             "reliability": ("Calibration", bool(self.reliability)),
+            "places": ("Devices", self.has_places),
             "latency": ("Latency", True),
             "nodes": ("Node precision", self.has_nodes),
             "rules": ("Target's rules", self.has_rules),
             "parity": ("Parity", self.has_parity),
+            "precision": ("Stored how", self.has_precision),
             "ptq": ("PTQ and QAT", self.has_beside),
             "masking": ("Masking checks", bool(self.masking)),
             "data": ("Data", self.data is not None),
@@ -125,6 +137,12 @@ class Page:
         return [(anchor, title) for anchor, (title, there) in shown.items() if there]
 
     @property
+    def has_precision(self) -> bool:
+        """Whether a file is anything but static int8 throughout, or that was in question."""
+        outcomes = [tail.quantization for tail in self.targets if tail.quantization is not None]
+        return any(it.scheme.kind is not None or it.float_layers or it.mixed_precision is not None for it in outcomes)
+
+    @property
     def doubts(self) -> tuple[tuple[Judged, MaskingCheck], ...]:
         """The masking checks that did not pass; they come first in `masking`."""
         return tuple(pair for pair in self.masking if not pair[1].passed)
@@ -133,6 +151,11 @@ class Page:
     def has_nodes(self) -> bool:
         """Whether a runtime explained itself."""
         return any(tail.nodes for tail in self.targets)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether a device judged a file."""
+        return any(tail.places for tail in self.targets)
 
     @property
     def has_rules(self) -> bool:
@@ -180,7 +203,7 @@ def page(build: BuildResult, verdicts: Sequence[Verdict], target: str | tuple[st
         subtitle=_subtitle(build, tails),
         headline=headline(own),
         verdicts=tuple(map(budget_row, own)),
-        targets=tuple(_target_sections(results, tail) for tail in tails),
+        targets=tuple(_target_sections(build, results, tail, own) for tail in tails),
         judged=judged,
         attacks=tuple(dict.fromkeys(attack.name for it in judged for attack in it.card.attacks)),
         staircase=sections.staircase(judged) if judged else None,
@@ -242,7 +265,7 @@ def _subtitle(build: BuildResult, tails: Sequence[TargetResults]) -> str:
 
 
 def _gallery_name(tail: TargetResults) -> str:
-    return f"The int8 file for {tail.name} in {tail.files[0].card.runtime}"
+    return f"The {tail.shipped} file for {tail.name} in {tail.files[0].card.runtime}"
 
 
 def _samples_told(judged: Sequence[Judged]) -> str:
@@ -278,7 +301,7 @@ def _masking_told(checks: Sequence[MaskingCheck]) -> str:
     return f"{len(checks)} checks: {', '.join(told)}"
 
 
-def _target_sections(results: Results, tail: TargetResults) -> TargetSections:
+def _target_sections(build: BuildResult, results: Results, tail: TargetResults, verdicts: Sequence[Verdict]) -> TargetSections:
     return TargetSections(
         name=tail.name,
         tiles=sections.tiles(results, tail),
@@ -289,6 +312,9 @@ def _target_sections(results: Results, tail: TargetResults) -> TargetSections:
         parity=tail.parity,
         quantization=tail.quantization,
         beside=sections.beside(tail),
+        foreseen=foreseen(build, tail),
+        places=places(tail, verdicts),
+        unsuited=tail.unsuited,
     )
 
 

@@ -35,7 +35,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
 
 def test_every_option_has_a_help_text() -> None:
     for command in COMMANDS:
-        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"], "devices": ["add"]}.get(command, []), "--help")
+        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"], "devices": ["add"], "targets": ["check"]}.get(command, []), "--help")
         assert told.returncode == 0
         options = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.startswith("  --")]
         assert options
@@ -118,8 +118,8 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_targets_are_listed_and_shown_in_full() -> None:
     listed = json.loads(_kdpipe("targets", "--json").stdout)["targets"]
-    assert [profile["name"] for profile in listed] == ["arm", "cpu", "gpu", "npu"]
-    assert json.loads(_kdpipe("targets", "arm").stdout) == listed[0]
+    assert [profile["name"] for profile in listed] == ["arm", "arm-a72", "arm-a76", "cpu", "gpu", "npu"]
+    assert json.loads(_kdpipe("targets", "arm", "--json").stdout)["profile"] == listed[0]
     assert "x86 CPU" in _kdpipe("targets").stdout
 
 

@@ -200,7 +200,7 @@ def test_an_unknown_target_is_answered_with_the_nearest(tiny: ModuleType) -> Non
     problem = _one(tiny, PROJECT, targets=("amr",))
     assert problem.message == "unknown target 'amr'"
     assert problem.at == "--target amr"
-    assert problem.do == "did you mean 'arm'? targets: cpu, arm, gpu, npu"
+    assert problem.do == "did you mean 'arm'? targets: cpu, arm, arm-a72, arm-a76, gpu, npu"
 
 
 def test_wanted_targets_are_built_alone_and_a_shipped_profile_needs_no_section(tiny: ModuleType) -> None:

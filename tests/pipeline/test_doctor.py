@@ -16,11 +16,11 @@ def test_it_tells_versions_cpu_targets_and_disk(tmp_path: Path) -> None:
     assert found.tools["torch"] == "2.13.0+cpu"
     assert "ruff" not in found.tools
     assert found.instruction_sets == tuple(sorted(probe()))
-    assert [target.name for target in found.targets] == ["arm", "cpu", "gpu", "npu"]
+    assert [target.name for target in found.targets] == ["arm", "arm-a72", "arm-a76", "cpu", "gpu", "npu"]
     assert all(target.cannot_build is None for target in found.targets)
     assert (
         next(target for target in found.targets if target.name == "gpu").cannot_measure
-        == "not measured: no device (the target computes on TensorRT, this host measures its CPU only)"
+        == "not measured: no device (the target computes on TensorRT, this host has no onnxruntime-tensorrt)"
     )
     assert found.free_bytes > 0
     assert found.writable

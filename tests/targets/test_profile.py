@@ -25,8 +25,8 @@ def problems(path, **options):
     return caught.value.problems
 
 
-def test_four_profiles_ship():
-    assert profile_names() == ["arm", "cpu", "gpu", "npu"]
+def test_the_profiles_that_ship():
+    assert profile_names() == ["arm", "arm-a72", "arm-a76", "cpu", "gpu", "npu"]
 
 
 def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
@@ -35,7 +35,7 @@ def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
     assert 2 * (2**scheme.activation_bits - 1) * (2 ** (scheme.weight_bits - 1) - 1) < 2**15
 
 
-@pytest.mark.parametrize("name", ["arm", "gpu"])
+@pytest.mark.parametrize("name", ["arm", "arm-a72", "arm-a76", "gpu"])
 def test_arm_and_gpu_files_are_signed_symmetric_per_channel_and_static(name):
     profile = load_profile(name, at="test")
     scheme = profile.chosen_scheme
@@ -82,8 +82,8 @@ def test_a_profile_says_where_its_file_is_exact(name, variant, sets, exact):
         ("cpu", frozenset({"x86-64"}), "not measured: this host lacks avx2"),
         ("arm", ARM, None),
         ("arm", AVX2, "not measured: no device (the target is aarch64, this host is not)"),
-        ("gpu", VNNI, "not measured: no device (the target computes on TensorRT, this host measures its CPU only)"),
-        ("npu", VNNI, "not measured: no device (the target computes on NPU, this host measures its CPU only)"),
+        ("gpu", VNNI, "not measured: no device (the target computes on TensorRT, this host has no onnxruntime-tensorrt)"),
+        ("npu", VNNI, "not measured: no device (the target computes on NPU, this host has no openvino-npu)"),
     ],
     ids=["cpu on avx2", "cpu on old x86", "arm on arm", "arm on x86", "gpu", "npu"],
 )
@@ -160,7 +160,7 @@ def test_a_missing_key_is_named(own):
 def test_an_unknown_profile_is_answered_with_the_nearest_name():
     (problem,) = problems("amr")
     assert (problem.message, problem.at) == ("unknown target profile 'amr'", "kdpipe.toml:3")
-    assert problem.do == "did you mean 'arm'? profiles that ship: arm, cpu, gpu, npu; your own: a path that ends in .toml"
+    assert problem.do == "did you mean 'arm'? profiles that ship: arm, arm-a72, arm-a76, cpu, gpu, npu; your own: a path that ends in .toml"
 
 
 def test_a_missing_profile_file_is_named(tmp_path):
@@ -194,3 +194,45 @@ def test_extends_that_is_no_name_is_refused(own):
 def test_an_unknown_variant_is_refused_with_the_known_ones(own):
     (problem,) = problems("cpu", variant="vnnni")
     assert "unknown variant 'vnnni'; known: default, avx2, vnni" in problem.message
+
+
+def test_both_classes_of_arm_cpus_take_the_same_file_and_differ_in_what_they_promise():
+    arm, a72, a76 = (load_profile(name, at="test") for name in ("arm", "arm-a72", "arm-a76"))
+    assert arm.chosen_scheme == a72.chosen_scheme == a76.chosen_scheme
+    assert (a72.instruction_sets.fast_on, a76.instruction_sets.fast_on) == ((), ("asimddp", "i8mm"))
+    assert a76.why_not_measurable(ARM, where="device pi4") == "not measured: device pi4 lacks asimddp"
+    assert a72.why_not_measurable(ARM, where="device pi4") is None
+
+
+def test_an_optional_runtime_is_left_out_where_a_device_lacks_it_and_that_is_said():
+    profile = load_profile("arm-a76", at="test")
+    fitted, absent = profile.fitted_to({"onnxruntime": "1.32.0"}, where="device pi")
+    assert [need.name for need in fitted.runtimes_on_device] == ["onnxruntime"]
+    assert absent == ("not measured in onnxruntime-xnnpack: not available on device pi",)
+    everything, nothing = profile.fitted_to({"onnxruntime": "1.32.0", "onnxruntime-xnnpack": "1.32.0"}, where="device pi")
+    assert (everything, nothing) == (profile, ())
+
+
+def test_what_proves_the_file_is_not_optional(own):
+    (problem,) = problems(own('extends = "arm"\n[[runtimes]]\nname = "onnxruntime"\noptional = true\n'))
+    assert "optional is for further [[device_runtimes]]" in problem.message
+
+
+def test_the_default_scheme_of_cpu_goes_by_its_own_name_too():
+    default, named = load_profile("cpu", at="test"), load_profile("cpu", at="test", variant="avx2")
+    assert default.digest == named.digest
+    assert (default.variant_names, named.variant_name) == (("avx2", "vnni"), "avx2")
+    assert default.of_variant("vnni") == load_profile("cpu", at="test", variant="vnni")
+    assert default.of_variant("vnni").of_variant("avx2") == default
+
+
+def test_a_scheme_cannot_be_called_as_a_variant(own):
+    (problem,) = problems(own('extends = "cpu"\nscheme_name = "vnni"\n'))
+    assert "scheme_name = 'vnni' is the name of a variant" in problem.message
+
+
+def test_a_machine_that_saturates_is_told_what_would_not():
+    vnni = load_profile("cpu", at="test", variant="vnni")
+    told = "measured exactly only where the CPU has vnni or aarch64: device old has not, its sums saturate in 16 bits"
+    assert vnni.why_not_exact(AVX2, where="device old") == told
+    assert vnni.why_not_exact(VNNI) is None

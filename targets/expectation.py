@@ -1,0 +1,171 @@
+"""Will int8 be faster than float? What is known before anything is trained: the chip's instructions, the scheme, and what networks of this size gained.
+
+The measured points are `int8_gains.toml`, written by `benchmarks/int8_by_size.py` on an x86 CPU with VNNI. Where nothing was measured the
+expectation says so, and gives no figure.
+"""
+
+import functools
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from kdpipe.targets.profile import Profile
+
+GAINS_FILE = Path(__file__).with_name("int8_gains.toml")
+
+Outlook = Literal["faster", "a little faster", "not faster", "not known"]
+
+FASTER = 1 / 1.3
+"""int8 time over float time up to which int8 counts as faster: 1.3 times as fast"""
+
+EQUAL = 0.95
+"""from here on the difference is lost in a machine's noise"""
+
+WITHOUT_VNNI = 1.3
+"""What the ratio grows by on x86 without an int8 dot product, at most: 0.37 → 0.47 for a ResNet, 0.63 → 0.70 for a MobileNetV2 in ONNX Runtime, measured
+on a machine with VNNI and with its runtimes restricted to AVX2."""
+
+_MEGA = 1e6
+
+
+class Point(BaseModel, extra="forbid", frozen=True):
+    """A network that was measured: int8 time over float time by runtime, batch 1, one thread."""
+
+    network: str
+    macs: int = Field(gt=0)
+    depthwise: bool
+    onnxruntime: float = Field(gt=0)
+    openvino: float = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The network that will run: multiply-accumulates of one sample, and whether any convolution is depthwise. `note`: what the count leaves out."""
+
+    macs: int
+    depthwise: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Where the target will run. `name`: `this host`, `device pi`; `instruction_sets` None: no machine is named, only the profile's class of chips is known."""
+
+    name: str
+    instruction_sets: frozenset[str] | None
+    no_latency: str | None = None
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is expected of a target's int8 file beside its float file. `ratios`: int8 time over float time, by runtime, where a figure is known."""
+
+    target: str
+    chip: str
+    outlook: Outlook
+    ratios: dict[str, float]
+    reasons: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """One line: `cpu on this host: int8 is expected to be a little faster than float (…): …`."""
+        verdict = "whether int8 will be faster is not known" if self.outlook == "not known" else f"int8 is expected to be {self.outlook} than float"
+        figures = ", ".join(f"{runtime} about {ratio:.2f}" for runtime, ratio in self.ratios.items())
+        return f"{self.target} on {self.chip}: {verdict}{f' ({figures} of its time)' if figures else ''}: {'; '.join(self.reasons)}"
+
+
+def expected(target: str, profile: Profile, chip: Chip, cost: Cost | None) -> Expectation:
+    """The expectation for the profile's int8 file on the chip; `cost` None: the network is not known."""
+    reasons: list[str] = []
+    ratios = {} if cost is None else _by_size(profile, chip, cost)
+    bound: Outlook = "faster"
+    for outlook, reason in _rules(profile, chip):
+        reasons.append(reason)
+        bound = max(bound, outlook, key=_ORDER.index)
+    if bound in ("not faster", "not known"):
+        ratios = {}
+    by_size = _outlook_of(ratios) if ratios else "faster"
+    if cost is not None and bound != "not known":
+        small = _outlook_of(_gains(profile, cost)) if profile.architecture == "aarch64" else by_size
+        reasons.append(_size_told(cost, small, measured_elsewhere=profile.architecture == "aarch64"))
+        by_size = max(by_size, small, key=_ORDER.index)
+    if chip.no_latency is not None:
+        reasons.append("latency is not measured there")
+    return Expectation(target, chip.name, max(bound, by_size, key=_ORDER.index), ratios, tuple(reasons))
+
+
+_ORDER: tuple[Outlook, ...] = ("faster", "a little faster", "not faster", "not known")
+
+
+@functools.cache
+def measured_points() -> tuple[Point, ...]:
+    """The networks of `int8_gains.toml`."""
+    return tuple(Point.model_validate(entry) for entry in tomllib.loads(GAINS_FILE.read_text(encoding="utf-8"))["points"])
+
+
+def _rules(profile: Profile, chip: Chip) -> list[tuple[Outlook, str]]:
+    """What the scheme and the chip say by themselves."""
+    scheme = profile.chosen_scheme
+    if profile.architecture is None:
+        return [("not known", f"{profile.accelerator} decides, and it is not here to be asked")]
+    if not scheme.quantizes_activations:
+        return [("not faster", "the scheme makes the file smaller: its layers compute in float")]
+    rules: list[tuple[Outlook, str]] = []
+    sets = chip.instruction_sets
+    if sets is not None and profile.architecture not in sets:
+        return [("not known", f"the target is {profile.architecture}, {chip.name} is not")]
+    fast = profile.instruction_sets.fast_on
+    if not fast:
+        rules.append(("not faster", f"{profile.title}: chips of this class have no int8 dot product, int8 values are widened to 16 bits first"))
+    elif sets is None and set(fast).isdisjoint(profile.needed_sets):
+        rules.append(("not known", f"no device is named: with {' or '.join(fast)} it would be, without it would not"))
+    elif sets is not None and sets.isdisjoint(fast):
+        if profile.architecture == "aarch64":
+            rules.append(("not faster", f"{chip.name} has no int8 dot product ({' or '.join(fast)}): int8 values are widened to 16 bits first"))
+        else:
+            rules.append(("a little faster", f"{chip.name} has no int8 dot product ({' or '.join(fast)}): two instructions do what one does there"))
+    else:
+        able = sorted(set(fast) & (sets if sets is not None else set(profile.needed_sets)))
+        rules.append(("faster", f"{chip.name if sets is not None else 'its class of chips'} has an int8 dot product ({', '.join(able)})"))
+    if profile.architecture == "x86-64" and scheme.activation_signed:
+        rules.append(("not faster", "signed activations leave most convolutions unfused in ONNX Runtime on x86 (0.8 to 2.3 of float's time were measured)"))
+    return rules
+
+
+def _by_size(profile: Profile, chip: Chip, cost: Cost) -> dict[str, float]:
+    """int8 time over float time by runtime: figures are known of x86 CPUs and the u8 scheme alone."""
+    if profile.architecture != "x86-64" or profile.chosen_scheme.activation_signed or chip.no_latency is not None:
+        return {}
+    has_dot_product = chip.instruction_sets is None or not chip.instruction_sets.isdisjoint(profile.instruction_sets.fast_on)
+    factor = 1.0 if has_dot_product else WITHOUT_VNNI
+    return {runtime: min(ratio * factor, max(ratio, 1.0)) for runtime, ratio in _gains(profile, cost).items()}
+
+
+def _gains(profile: Profile, cost: Cost) -> dict[str, float]:
+    """By runtime of the profile, between the two measured networks of its kind that are nearest in size; beyond the ends, the last one."""
+    points = sorted((point for point in measured_points() if point.depthwise == cost.depthwise), key=lambda point: point.macs)
+    below = [point for point in points if point.macs <= cost.macs]
+    above = [point for point in points if point.macs >= cost.macs]
+    low, high = (below or above[:1])[-1], (above or below[-1:])[0]
+    share = 0.0 if low.macs == high.macs else math.log(cost.macs / low.macs) / math.log(high.macs / low.macs)
+    runtimes = [need.name for need in profile.runtimes if need.name in ("onnxruntime", "openvino")]
+    return {runtime: (1 - share) * getattr(low, runtime) + share * getattr(high, runtime) for runtime in runtimes}
+
+
+def _outlook_of(ratios: dict[str, float]) -> Outlook:
+    """By the runtime that gains least."""
+    worst = max(ratios.values(), default=0.0)
+    return "faster" if worst <= FASTER else "a little faster" if worst < EQUAL else "not faster"
+
+
+def _size_told(cost: Cost, outlook: Outlook, *, measured_elsewhere: bool) -> str:
+    kind = "depthwise" if cost.depthwise else "dense"
+    size = f"{cost.macs / _MEGA:.2g} M multiply-accumulates{cost.note} in {kind} convolutions"
+    where = " (measured on x86)" if measured_elsewhere else ""
+    if outlook == "faster":
+        return f"{size} are enough work to gain{where}"
+    return f"the network is small: {size}; most of a single inference is then overhead{where}"
