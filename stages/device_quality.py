@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,15 @@ def judged_on(
 
 
 def spread(correct: Mapping[str, BoolArray]) -> tuple[str, str, Difference]:
-    """The best and the worst of several places that judged one file on the same samples, and how much they differ."""
-    ranked = sorted(correct, key=lambda name: (float(correct[name].mean()), name))
-    return ranked[-1], ranked[0], paired_difference(correct[ranked[-1]], correct[ranked[0]])
+    """The best and the worst of at least two places that judged one file on the same samples, and how much they differ.
+
+    `high` is the largest upper bound of any two places: two that differ by less, but on more samples, may truly lie further apart.
+    It bounds the largest true difference: where it fails, the bound of that very pair fails too.
+    """
+    ranked = sorted(correct, key=lambda name: (float(correct[name].mean()), name), reverse=True)
+    differences = {pair: paired_difference(correct[pair[0]], correct[pair[1]]) for pair in combinations(ranked, 2)}
+    extremes = ranked[0], ranked[-1]
+    return *extremes, replace(differences[extremes], high=max(it.high for it in differences.values()))
 
 
 def _judged(device: Device, facts: DeviceFacts, model: Path, need: RuntimeNeed, split: Split, progress: Progress, hint: Hint) -> Judged:

@@ -92,7 +92,7 @@ def tiles(results: Results, tail: TargetResults) -> tuple[Tile, ...]:
     size = max(it.card.size_bytes for it in tail.files)
     against = () if teacher is None else (f"{100 * size / teacher.card.size_bytes:.1f} % of the teacher's {numbers.kilobytes(teacher.card.size_bytes)}",)
     return (
-        Tile("Size of the int8 file", numbers.kilobytes(size), against),
+        Tile(f"Size of the {tail.shipped} file", numbers.kilobytes(size), against),
         _accuracy_tile("Clean accuracy", file, teacher, file.card.clean, "clean", ()),
         _accuracy_tile("Accuracy under attack", file, teacher, file.card.robust, "robust", (_attacks_told(file),)),
         _latency_tile(tail),
@@ -169,7 +169,7 @@ def latency_charts(tail: TargetResults) -> tuple[tuple[str, Markup], ...]:
         if latency.histogram_counts:
             groups.setdefault((latency.runtime, latency.batch, latency.threads), []).append(latency)
     ordered = sorted(groups.items(), key=lambda item: item[0][1:])
-    return tuple((f"{runtime}, batch {batch}, {_threads(threads)}", latency_rows(group)) for (runtime, batch, threads), group in ordered)
+    return tuple((f"{runtime}, batch {batch}, {_threads(threads)}", latency_rows(group, tail.shipped)) for (runtime, batch, threads), group in ordered)
 
 
 def nodes(tail: TargetResults) -> tuple[Nodes, ...]:
