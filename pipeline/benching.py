@@ -143,14 +143,14 @@ def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
     chosen = _bundles(bundles, basis)
     project = asked.project or basis.project or Path()
     found = _Found([], [], {bundle.name: {} for bundle in chosen}, [], [], [], [], [])
-    devices = [_device(name, project) for name in dict.fromkeys(asked.devices)]
+    devices = [device_named(name, project) for name in dict.fromkeys(asked.devices)]
     for device in devices:  # all are reached before the first is measured, which takes long
         facts = device.facts()
         found.devices.append(facts)
         if not isinstance(device, LocalDevice):
-            _tell_changes(project, device.name, facts, progress)
+            tell_changes(project, device.name, facts, progress)
         for bundle in chosen:
-            _, missing = runnable_there(facts, bundle.profile.runtimes, at=f"device {device.name}")
+            _, missing = runnable_there(facts, bundle.profile.runtimes_there(facts.runtimes), at=f"device {device.name}")
             found.not_measured += [f"{bundle.name}: {line}" for line in missing]
     for device, facts in zip(devices, found.devices, strict=True):
         with device.connected():
@@ -187,13 +187,15 @@ def _bundles(folders: Sequence[Path], basis: Basis) -> list[_Bundle]:
     return made
 
 
-def _device(name: str, project: Path) -> Device:
+def device_named(name: str, project: Path) -> Device:
+    """The project's device of this name, or this host; nothing is reached yet. ConfigError: unknown name."""
     if name == HOST and HOST not in read_devices(project):
         return LocalDevice()
     return require_device(project, name).device(name, project)
 
 
-def _tell_changes(project: Path, name: str, facts: DeviceFacts, progress: Progress) -> None:
+def tell_changes(project: Path, name: str, facts: DeviceFacts, progress: Progress) -> None:
+    """Says what changed on the device since it was last reached, and keeps what it is now."""
     settings = require_device(project, name)
     record = record_of(project, name, settings)
     for change in seen_now_from(record.facts, facts) if record else ():
@@ -203,15 +205,16 @@ def _tell_changes(project: Path, name: str, facts: DeviceFacts, progress: Progre
 
 def _accuracies(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, progress: Progress, found: _Found) -> None:
     for bundle in bundles:
-        for judged in judged_on(device, facts, bundle.model, bundle.profile.runtimes, basis.data.test, progress, hint=bundle.profile.bench.hint):
+        needs = bundle.profile.runtimes_there(facts.runtimes)
+        for judged in judged_on(device, facts, bundle.model, needs, basis.data.test, progress, hint=bundle.profile.bench.hint):
             found.accuracies.append(BundleQuality(bundle=bundle.name, quality=judged.quality))
             found.correct[bundle.name][f"{judged.quality.runtime.split()[0]} on {device.name}"] = judged.correct
 
 
 def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, asked: Asked, progress: Progress, found: _Found) -> None:
-    measurable = []
+    measurable, sets = [], frozenset(facts.instruction_sets)
     for bundle in bundles:
-        reason = why_no_latency(device, facts) or bundle.profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {device.name}")
+        reason = why_no_latency(device, facts) or bundle.profile.why_not_measurable(sets, where=f"device {device.name}", runtimes=facts.runtimes)
         if reason is None:
             measurable.append(bundle)
         else:
@@ -233,7 +236,7 @@ def _comparisons(bundles: Sequence[_Bundle], facts: DeviceFacts, asked: Asked) -
     groups: dict[tuple[str, int], list[tuple[_Bundle, RuntimeNeed]]] = {}
     for bundle in bundles:
         batch = bundle.profile.static_batch if bundle.profile.batch == "static" else asked.batch
-        for need in runnable_there(facts, bundle.profile.runtimes, at=bundle.name)[0]:
+        for need in runnable_there(facts, bundle.profile.runtimes_there(facts.runtimes), at=bundle.name)[0]:
             groups.setdefault((need.name, batch), []).append((bundle, need))
     for (runtime, batch), members in groups.items():
         versions = [require_runtime_there(facts, need.name, need.versions, at=bundle.name) for bundle, need in members]

@@ -21,8 +21,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.conditions import OTHERS_FLOOR, STOLEN_FLOOR
 from kdpipe.targets.devices.device import Device
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, ModelFile, Watched, Windows
 from kdpipe.targets.latency import nearest_rank
 
 Verdict = Literal["regression", "no regression", "could not tell"]
@@ -65,6 +66,20 @@ class GateResult(BaseModel, extra="forbid", frozen=True):
     new_p50_ms: float
     runs: int = Field(description="timed runs of both models in all")
     seconds: float
+    cores: tuple[int, ...] = Field((), description="logical CPUs that the processes were kept on, each on as many as it has threads")
+    others_share: float | None = Field(None, description="of the time of those cores, taken by other programs")
+    stolen_share: float | None = Field(None, description="of the time of those cores, taken by the hypervisor")
+    throttle_events: int | None = Field(None, description="how often the hardware slowed itself down; None: it does not count")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What else the machine did: it widens the interval, and where the hardware held back, it held both models back."""
+        others, stolen = self.others_share or 0.0, self.stolen_share or 0.0
+        return (
+            *([f"throttled: the hardware counted {self.throttle_events} events; both models ran under them"] if self.throttle_events else []),
+            *([f"other programs took {100 * others:.0f} % of its cores"] if others > OTHERS_FLOOR else []),
+            *([f"the hypervisor took {100 * stolen:.0f} % of its cores"] if stolen > STOLEN_FLOOR else []),
+        )
 
     @property
     def regressed(self) -> bool:
@@ -80,6 +95,7 @@ class Replicate:
     old_ns: float
     new_ns: float
     runs: int
+    watched: tuple[Watched, ...] = ()
 
 
 def decide(log_ratios: Sequence[float], slower_than: float) -> tuple[Verdict, float, float]:
@@ -123,6 +139,8 @@ def gate(
         if verdict != "could not tell":
             break
     figures = [it.log_ratio for it in measured]
+    watched_there = [each for it in measured for each in it.watched]
+    counted = [each.throttle_events for each in watched_there if each.throttle_events is not None]
     return GateResult(
         verdict=verdict,
         slower_than=slower_than,
@@ -135,6 +153,10 @@ def gate(
         new_p50_ms=float(np.median([it.new_ns for it in measured])) / 1e6,
         runs=sum(it.runs for it in measured),
         seconds=time.monotonic() - begin,
+        cores=tuple(sorted({core for it in watched_there for core in it.cores})),
+        others_share=_mean([it.others_share for it in watched_there]),
+        stolen_share=_mean([it.stolen_share for it in watched_there]),
+        throttle_events=None if not counted else sum(counted),
     )
 
 
@@ -149,12 +171,20 @@ def replicate(device: Device, pair: Pair) -> Replicate:
         comparisons=comparisons, seconds=0.01, runs=1, windows=WINDOWS, window_seconds=WINDOW_SECONDS, warmup_seconds=_SETTLING_SECONDS, limit_seconds=60
     )
     loads: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {}
+    conditions: list[Watched] = []
     for message in watched(device.ask("bench", request, limit_seconds=240), device=device.name):
         if isinstance(message, Windows):
             loads[message.comparison, message.model] = message.ns
+        elif isinstance(message, ComparisonDone) and message.conditions is not None:
+            conditions.append(message.conditions)
     ratios = [log_ratio(loads[it.id, "old"], loads[it.id, "new"]) for it in comparisons]
     old, new = (np.concatenate([np.concatenate(loads[it.id, name]) for it in comparisons]) for name in _NAMES)
-    return Replicate(float(np.mean(ratios)), nearest_rank(old, 50), nearest_rank(new, 50), len(old) + len(new))
+    return Replicate(float(np.mean(ratios)), nearest_rank(old, 50), nearest_rank(new, 50), len(old) + len(new), tuple(conditions))
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    told = [share for share in shares if share is not None]
+    return float(np.mean(told)) if told else None
 
 
 def _median(windows: Sequence[Sequence[int]]) -> float:
