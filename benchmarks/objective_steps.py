@@ -8,7 +8,8 @@ training mode), in torch's default memory format and the C library's default all
 a build does, with freed memory kept. All take turns, so that a busy machine disturbs them alike. `the same loss` is the authors' method
 without what kdpipe leaves out or does otherwise, so that results can be compared: x', loss, and weights after some steps.
 
-PGD-10 within 8/255 in steps of 2/255, ResNet-8 student, 64 images of 3x32x32, two teachers: ResNet-20 of double width, and of its own.
+PGD-10 within 8/255 in steps of 2/255, 64 images of 3x32x32; ResNet-8 student with two teachers, ResNet-20 of double width and of its
+own, and a MobileNetV2 student with the latter.
 """
 
 import argparse
@@ -38,7 +39,14 @@ BATCH, SHAPE, CLASSES = 64, (3, 32, 32), 10
 EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 ATTACK = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP_SIZE}
 RATE = {"lr": 0.05, "momentum": 0.9, "weight_decay": 2e-4}
-TEACHERS = {"ResNet-20, double width": (20, 2.0), "ResNet-20": (20, 1.0)}
+RESNET_8, RESNET_20, WIDE_RESNET_20 = (("resnet", {"depth": depth, "width": width}) for depth, width in ((8, 1.0), (20, 1.0), (20, 2.0)))
+MOBILENET = ("mobilenetv2", {"width": 1.0})
+PAIRS = {  # student, teacher
+    "teacher ResNet-20, double width": (RESNET_8, WIDE_RESNET_20),
+    "teacher ResNet-20": (RESNET_8, RESNET_20),
+    "student MobileNetV2, teacher ResNet-20": (MOBILENET, RESNET_20),
+}
+MANY_ROUNDS = "teacher ResNet-20"
 AUTHORS = ("rslad", "iad", "adaad")
 
 PASSES: dict[str, Callable[[float], float]] = {
@@ -62,11 +70,16 @@ PASSES: dict[str, Callable[[float], float]] = {
 """in forward passes of the student; 3 + τ where not named. `alternating` is timed on an attacked turn."""
 
 
-def network(depth: int, width: float, seed: int) -> nn.Module:
+Shape = tuple[str, dict[str, float]]
+"""A network's factory in `tasks/networks` and the arguments that are its own."""
+
+
+def network(shape: Shape, seed: int) -> nn.Module:
     """A network whose BatchNorm statistics have settled on the batch."""
+    factory, arguments = shape
     spec = NetworkSpec(
-        factory="kdpipe.tasks.networks.resnet:resnet",
-        arguments={"in_channels": 3, "classes": CLASSES, "image_size": 32, "depth": depth, "width": width},
+        factory=f"kdpipe.tasks.networks.{factory}:{factory}",
+        arguments={"in_channels": 3, "classes": CLASSES, "image_size": 32, **arguments},
         contract=InputContract(shape=SHAPE, labels=tuple(map(str, range(CLASSES)))),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
@@ -283,10 +296,10 @@ class Settings:
 class Process:
     """A process of its own, with its own allocator settings, that takes steps when asked."""
 
-    def __init__(self, kind: str, teacher: tuple[int, float], settings: Settings, *, keep: bool) -> None:
+    def __init__(self, kind: str, pair: tuple[Shape, Shape], settings: Settings, *, keep: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, teacher, settings, keep), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, kind, pair, settings, keep), daemon=True)
         self._process.start()
         self.names: list[str] = self._ours.recv()
 
@@ -301,12 +314,12 @@ class Process:
         self._process.join()
 
 
-def _serve(connection: Connection, kind: str, teacher: tuple[int, float], settings: Settings, keep: bool) -> None:
+def _serve(connection: Connection, kind: str, pair: tuple[Shape, Shape], settings: Settings, keep: bool) -> None:
     clock = time.perf_counter_ns if settings.clock == "wall" else time.process_time_ns
     torch.set_num_threads(settings.threads)
     if keep:
         keep_freed_memory()
-    networks = network(8, 1.0, seed=0), network(*teacher, seed=1)
+    networks = network(pair[0], seed=0), network(pair[1], seed=1)
     ways = {name: way() for name, way in {"authors": authors_ways, "ours": our_ways, "costs": cost_ways}[kind](*networks).items()}
     connection.send(list(ways))
     while (order := connection.recv()) is not None:
@@ -333,10 +346,10 @@ def paired_ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def race(teacher: tuple[int, float], settings: Settings, rounds: int) -> dict[str, dict[str, float]]:
+def race(pair: tuple[Shape, Shape], settings: Settings, rounds: int) -> dict[str, dict[str, float]]:
     """How many times as fast as the authors' loop each of ours is; and with the allocator's settings given to both."""
     kinds = {"authors": ("authors", False), "authors, memory kept": ("authors", True), "ours": ("ours", True)}
-    processes = {label: Process(kind, teacher, settings, keep=keep) for label, (kind, keep) in kinds.items()}
+    processes = {label: Process(kind, pair, settings, keep=keep) for label, (kind, keep) in kinds.items()}
     seconds = timed(processes, rounds)
     for process in processes.values():
         process.close()
@@ -350,9 +363,9 @@ def race(teacher: tuple[int, float], settings: Settings, rounds: int) -> dict[st
     return figures
 
 
-def costs(teacher: tuple[int, float], settings: Settings, rounds: int) -> dict[str, dict[str, float]]:
+def costs(pair: tuple[Shape, Shape], settings: Settings, rounds: int) -> dict[str, dict[str, float]]:
     """Each objective's step as a multiple of the plain one's; beside it the passes as a multiple of plain's 3."""
-    process = Process("costs", teacher, settings, keep=True)
+    process = Process("costs", pair, settings, keep=True)
     seconds = timed({"ours": process}, rounds)["ours"]
     process.close()
     tau = 3 * (paired_ratio(seconds["kd"], seconds["plain"]) - 1)
@@ -389,20 +402,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = Settings(options.threads, options.clock)
-    student = network(8, 1.0, seed=0)
+    student, teacher = network(RESNET_8, seed=0), network(RESNET_20, seed=1)
     figures = {
         "threads": options.threads,
         "clock": options.clock,
         "rounds": options.rounds,
         **{
-            f"against the authors' loops, teacher {name}": race(teacher, settings, max(1, options.rounds if name == "ResNet-20" else options.rounds // 2))
-            for name, teacher in TEACHERS.items()
+            f"against the authors' loops, {name}": race(pair, settings, max(1, options.rounds if name == MANY_ROUNDS else options.rounds // 2))
+            for name, pair in PAIRS.items()
         },
-        "step as a multiple of plain's, teacher ResNet-20": costs(TEACHERS["ResNet-20"], settings, max(1, options.rounds // 2)),
+        "step as a multiple of plain's, teacher ResNet-20": costs(PAIRS["teacher ResNet-20"], settings, max(1, options.rounds // 2)),
         **{
-            f"the same loss restated, {str(dtype).removeprefix('torch.')}": {
-                name: equality(name, network(*TEACHERS["ResNet-20"], seed=1), student, dtype, options.steps) for name in AUTHORS
-            }
+            f"the same loss restated, {str(dtype).removeprefix('torch.')}": {name: equality(name, teacher, student, dtype, options.steps) for name in AUTHORS}
             for dtype in (torch.float64, torch.float32)
         },
     }
