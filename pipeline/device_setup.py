@@ -1,8 +1,8 @@
 """Devices written into and taken out of `kdpipe.toml`, their host keys pinned, their userlands prepared; and what a device is checked for."""
 
 import re
+import shutil
 import subprocess
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ from kdpipe.pipeline.variants import AUTO, implied_by
 from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
-from kdpipe.targets.devices.userland import PYTHON, prepare
+from kdpipe.targets.devices.userland import PYTHON, cache_folder, prepare
 from kdpipe.targets.instruction_sets import ARCHITECTURES
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import load_profile
+from kdpipe.targets.runtimes.runtime import what_helps
 
 HOT_CELSIUS = 70.0
 ROOM_BYTES = 200_000_000
@@ -103,6 +104,28 @@ def probe(project: Path, name: str) -> Seen:
     seen = seen_now(project, name, settings)
     keep(project, name, settings, seen.facts)
     return seen
+
+
+def clean(project: Path, name: str) -> str:
+    """Empty what the device keeps; in words. A board keeps nothing but what a killed keeper left; an emulated CPU its programs, on this host.
+
+    Raises ConfigError where there is no such device, UnavailableError where it is not reached.
+    """
+    settings = require_device(project, name)
+    device = settings.device(name, project)
+    if isinstance(device, SshDevice):
+        with device.connected():
+            removed = device.link().ready.removed
+        return f"{removed} folder{'s' if removed != 1 else ''} of broken connections removed" if removed else "nothing was left behind there"
+    if not isinstance(settings, Emulated):
+        return "it keeps nothing"
+    folders = [*cache_folder("prefixes").glob(f"{settings.folder(project).name}-*")]
+    folders += [settings.folder(project)] if settings.userland is None else []
+    found = [folder for folder in folders if folder.is_dir()]
+    size = sum(path.lstat().st_size for folder in found for path in folder.rglob("*") if not path.is_symlink())
+    for folder in found:
+        shutil.rmtree(folder)
+    return f"{size / 1e6:.0f} MB of the emulator removed; kdpipe devices add {name} prepares them again" if found else "nothing is prepared for it"
 
 
 def require_device(project: Path, name: str) -> Settings:
@@ -264,7 +287,7 @@ def _keeper_checks(device: SshDevice) -> Iterator[Check]:
     enough = ready.free_bytes >= ROOM_BYTES
     told = f"{ready.free_bytes / 1e6:,.0f} MB free for models"
     yield Check("room", True if enough else None, told, None if enough else "make room there, or name another folder: [devices.NAME] folder")
-    off = ready.wall_ns / 1e9 - time.time()
+    off = device.link().clock_ahead_seconds
     set_well = abs(off) < 60
     yield Check(
         "clock",
@@ -284,12 +307,13 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
         variant = None if table.get("variant") == AUTO else table.get("variant") or (None if table.get("profile") else own)
         profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=f"[targets.{target}]", variant=variant)
         found = True
-        for need in profile.runtimes:
+        for need in profile.runtimes_on_device:
             there = facts.runtimes.get(need.name)
             fits = there is not None and SpecifierSet(need.versions).contains(there, prereleases=True)
-            do = None if fits else f"in the device's Python: python -m pip install '{need.name}{need.versions}'"
+            helps = what_helps(need.name, need.versions)
+            do = None if fits else f"in the device's Python: {helps}" if helps.startswith("python") else helps
             yield Check(f"runtime of {target}", fits, f"{need.name} {there or 'is not installed'}{'' if fits else f', {need.versions} is needed'}", do)
-        reason = profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {name}")
+        reason = profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {name}", runtimes=facts.runtimes)
         yield Check(f"chip of {target}", None if reason else True, reason or f"it is one that {profile.name} is for")
     if not found:
         runtimes = {key: version for key, version in facts.runtimes.items() if key not in ("python", "numpy")}

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from kdpipe.pipeline.store import HOME
+from kdpipe.targets.devices.agent import runtimes
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.profile import Profile, load_profile, profile_names
 from kdpipe.targets.runtimes.runtime import runtime_version
@@ -85,7 +86,7 @@ def _target_state(profile: Profile, sets: frozenset[str]) -> TargetState:
         name=profile.name,
         title=profile.title,
         cannot_build=f"not installed: {', '.join(missing)}" if missing else None,
-        cannot_measure=profile.why_not_measurable(sets),
+        cannot_measure=profile.why_not_measurable(sets, runtimes=runtimes()),
         exact=profile.exact_on(sets),
     )
 

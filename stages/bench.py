@@ -25,11 +25,12 @@ from kdpipe.targets.devices.device import Device, Machine, require_runtime_there
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, Message, ModelFile, StartRequest, Watched, Windows
 from kdpipe.targets.energy import energy
+from kdpipe.targets.explanation import why_not_faster
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
 from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
-from kdpipe.targets.runtimes.runtime import open_session, require_runtime, session_name
+from kdpipe.targets.runtimes.runtime import require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
 
 VERSION = 1
@@ -297,8 +298,8 @@ def _energy(profile: Profile, cases: Iterable[Setting], seconds: float, export: 
 
 def _explanations(profile: Profile, export: Path, samples: Float32Array) -> Iterator[Explanation]:
     for need in profile.runtimes_on_device:
-        with open_session(need.name, export / FILES["int8"], threads=1, hint=profile.bench.hint, versions=need.versions) as session:
-            yield session.explain(samples)
+        require_runtime(need.name, need.versions, at=f"profile {profile.name}")
+        yield why_not_faster(need.name, export / FILES["int8"], export / FILES["float"], samples, hint=profile.bench.hint)
 
 
 def _slower(latencies: Iterable[Latency]) -> Iterator[str]:

@@ -45,6 +45,7 @@ _ROWS: tuple[tuple[str, Callable[[Profile], str]], ...] = (
     ("where it runs", lambda profile: profile.title),
     ("computed by", lambda profile: profile.accelerator),
     ("checked on the host in", lambda profile: _listed(f"{need.name} {need.versions}" for need in profile.runtimes)),
+    ("measured on a device in", lambda profile: _listed(f"{need.name} {need.versions}" for need in profile.runtimes_on_device)),
     ("needs", lambda profile: _listed(profile.instruction_sets.needs)),
     ("int8 is fast with", lambda profile: _listed(profile.instruction_sets.fast_on)),
     ("exact on a host with one of", lambda profile: _listed(profile.instruction_sets.exact_on)),

@@ -9,11 +9,12 @@ from kdpipe.targets.lint.graph import graphs_of
 from kdpipe.targets.lint.ir import lint_ir
 from kdpipe.targets.lint.operators import operators
 from kdpipe.targets.lint.placement import pairs, placement, tensorrt, unified_scales
+from kdpipe.targets.lint.schemes import schemes
 from kdpipe.targets.lint.shapes import content, doubles, is_quantized, opset, shapes
 from kdpipe.targets.lint.weights import biases, integer_operators, weights
 from kdpipe.targets.profile import Profile
 
-_ANYWHERE = (doubles, operators, shapes)
+_ANYWHERE = (doubles, operators, shapes, schemes)
 _WHERE_QUANTIZED = (activations, weights, integer_operators, biases, placement, tensorrt, unified_scales, pairs)
 
 

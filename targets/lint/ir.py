@@ -36,7 +36,7 @@ def lint_ir(path: Path, profile: Profile) -> Iterator[LintFinding]:
         yield found("no-nodes", profile, "file", "the graph has no node: its outputs are its inputs", "export the network itself")
     elif not quantized and profile.chosen_scheme.kind != "float16":
         count = sum(layer.get_type_name() in _WEIGHTED for layer in layers)
-        reason = f"the file is float: none of its {count} convolutions and linear layers is quantized"
+        reason = f"the file is float: nothing in it is quantized (convolutions and linear layers: {count})"
         yield found("float-file", profile, "file", reason, "it runs as it is; kdpipe build makes an int8 file")
     yield from _shapes(model, layers, profile)
     yield from _operators(layers, profile)

@@ -21,6 +21,7 @@ _TRT_BIAS = "https://github.com/microsoft/onnxruntime/issues/14229"
 _OPENVINO_NPU = "https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devices-and-modes/npu-device.html"
 _NNCF_NPU = "https://github.com/openvinotoolkit/nncf/blob/develop/src/nncf/common/hardware/setups/npu.py"
 _PLACEMENT = "docs/quantization.md"
+_SCHEMES = "docs/decisions/further-schemes.md"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ RULES: dict[str, Rule] = {
     "weight-zero-point": Rule("weights with a zero point", _GPU, _TRT_OPERATORS),
     "weight-granularity": Rule("weights with one scale where the scheme has one a channel, or the other way round", _NONE, _TRT_EXPLICIT),
     "weight-axis": Rule("weights scaled along another axis than their output channels", _GPU, _TRT_EXPLICIT),
+    "weight-kind": Rule("weights of another type than the scheme's (weights-only: int8, float16: float16)", _NONE, _SCHEMES),
+    "weight-each-time": Rule("an int8 weight that a float layer dequantizes in each inference", _NONE, _SCHEMES),
+    "activation-kind": Rule("quantized activations where the scheme leaves them in float", _NONE, _SCHEMES),
     "int32-bias": Rule("a bias of int32 behind DequantizeLinear", _GPU, _TRT_BIAS),
     # placement
     "not-quantized": Rule("a layer left in float among quantized ones", _NONE, _PLACEMENT),
@@ -73,3 +77,15 @@ RULES: dict[str, Rule] = {
     "float16-overflow": Rule("float values beyond 65504, infinite in the chip's float16", _NPU, _OPENVINO_NPU),
     "float16-underflow": Rule("a scale that is 0 in the chip's float16", _NPU, _OPENVINO_NPU),
 }
+
+_CLASSES: dict[DeviceClass, str] = {"x86-cpu": "cpu", "arm-cpu": "arm", "nvidia-gpu": "gpu", "intel-npu": "npu"}
+
+
+def rules_table() -> str:
+    """The rules as the table of docs/targets.md; ends with a newline."""
+    rows = [["rule", "a breach is", "unusable on", "written in"], ["---"] * 4]
+    for name, rule in RULES.items():
+        where = "all" if rule.error_on == _ALL else ", ".join(sorted(_CLASSES[each] for each in rule.error_on)) or "–"
+        source = f"[{rule.source.split('/')[2]}]({rule.source})" if rule.source.startswith("http") else f"[{rule.source}]({rule.source.removeprefix('docs/')})"
+        rows.append([f"`{name}`", rule.says, where, source])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

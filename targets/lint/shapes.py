@@ -30,9 +30,9 @@ def content(graphs: list[Graph], profile: Profile) -> Findings:
     """A file that computes nothing, or nothing in integers."""
     if not any(graph.nodes for graph in graphs):
         yield found("no-nodes", profile, "file", "the graph has no node: its outputs are its inputs", "export the network itself")
-    elif not is_quantized(graphs) and profile.chosen_scheme.kind != "float16":
+    elif not is_quantized(graphs) and profile.chosen_scheme.kind is None:
         layers = sum(1 for graph in graphs for _ in graph.weighted())
-        reason = f"the file is float: none of its {layers} convolutions and linear layers is quantized"
+        reason = f"the file is float: nothing in it is quantized (convolutions and linear layers: {layers})"
         yield found(
             "float-file",
             profile,
