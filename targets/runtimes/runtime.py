@@ -67,7 +67,7 @@ def runtime_names() -> list[str]:
 
 def runtime_version(runtime: str) -> str | None:
     """The installed version of the runtime's distribution; None when it is not installed. ConfigError: unknown name."""
-    distribution = _found(runtime, at="runtime").distribution
+    distribution = found_runtime(runtime, at="runtime").distribution
     if distribution in agent.DISTRIBUTIONS:  # published under several names
         return agent.installed(distribution)
     try:
@@ -78,7 +78,7 @@ def runtime_version(runtime: str) -> str | None:
 
 def what_helps(runtime: str, versions: str = "") -> str:
     """What to do where a runtime is not there: the command that installs it, or for a provider or device what it needs."""
-    plugin = _found(runtime, at="runtime")
+    plugin = found_runtime(runtime, at="runtime")
     beside = runtime != plugin.distribution and ":" not in runtime
     return str(getattr(plugin, "do", "")) if beside else f"python -m pip install '{plugin.distribution}{versions}'"
 
@@ -91,7 +91,7 @@ def session_name(runtime: str, version: str) -> str:
 
 def require_runtime(runtime: str, versions: str = "", *, at: str = "runtime") -> str:
     """The installed version, when it is in the range `versions`; UnavailableError when it is missing or another."""
-    installed, distribution = runtime_version(runtime), _found(runtime, at=at).distribution
+    installed, distribution = runtime_version(runtime), found_runtime(runtime, at=at).distribution
     wanted = f"{distribution}{versions}"
     if installed is None:
         raise UnavailableError(f"the runtime {runtime} is not installed", at=at, do=f"python -m pip install '{wanted}'")
@@ -106,7 +106,7 @@ def open_session(runtime: str, model: Path, *, threads: int = 1, hint: Hint = "l
     Raises ConfigError (unknown runtime, no such file), UnavailableError (runtime missing or not in the range
     `versions`), VerificationError (the file does not load, or is not one float32 input to one output of logits).
     """
-    plugin = _found(runtime, at=f"runtime of {model.name}")
+    plugin = found_runtime(runtime, at=f"runtime of {model.name}")
     require_runtime(runtime, versions, at=str(model))
     if not model.is_file():
         raise ConfigError("no such model file", at=model, do="check the path")
@@ -120,7 +120,8 @@ def open_session(runtime: str, model: Path, *, threads: int = 1, hint: Hint = "l
         ) from error
 
 
-def _found(runtime: str, *, at: str) -> Runtime:
+def found_runtime(runtime: str, *, at: str = "runtime") -> Runtime:
+    """The plug-in of this name, or the user's own; nothing is loaded yet. ConfigError: unknown name."""
     if ":" not in runtime and runtime not in runtime_names():
         raise ConfigError(f"unknown runtime {runtime!r}", at=at, do=f"known: {', '.join(runtime_names())}; your own: package.module:name")
     plugin: Runtime = plugins.find(PACKAGE, runtime, at=at)

@@ -38,12 +38,12 @@ class LoadedSession:
         _require_valid(loaded, batch, at=str(self.model))
         size = loaded.batch
         if size is None or size == len(batch):
-            return np.array(loaded.run(np.ascontiguousarray(batch)), dtype=np.float32)
+            return self._run(loaded, batch)
         pieces = []
         for start in range(0, len(batch), size):
             piece = batch[start : start + size]
             filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
-            pieces.append(np.array(loaded.run(np.ascontiguousarray(filled)), dtype=np.float32)[: len(piece)])
+            pieces.append(self._run(loaded, filled)[: len(piece)])
         return np.concatenate(pieces)
 
     def close(self) -> None:
@@ -57,6 +57,15 @@ class LoadedSession:
         if self._explain is None:
             return Explanation(runtime=self.name, nodes=(), int8_share=0.0)
         return self._explain(loaded, example)
+
+    def _run(self, loaded: Loaded, batch: Float32Array) -> Float32Array:
+        try:
+            return np.array(loaded.run(np.ascontiguousarray(batch)), dtype=np.float32)
+        except Exception as error:  # as when a file is loaded: types of its own
+            words = " ".join(str(error).split())[-400:]
+            raise VerificationError(
+                f"{self.name} loads the file but cannot run it: {words}", at=self.model, do="kdpipe targets check FILE names what a runtime does not take"
+            ) from error
 
     @property
     def _open(self) -> Loaded:
