@@ -7,6 +7,7 @@ Where it is asked for, the logits of the file that ships are divided by a temper
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kdpipe.foundation.files import write_bytes, write_json
 from kdpipe.foundation.networks import InputContract, load_network
 from kdpipe.foundation.onnx_file import INPUT_NAME, OUTPUT_NAME, to_bytes, to_onnx
 from kdpipe.foundation.predictor import TorchPredictor
+from kdpipe.foundation.quantization.engine import float_layers_of
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.stages.parity import PARITY_FILE, Networks, climb, require_parity
 from kdpipe.stages.qat import PTQ_FOLDER
@@ -37,6 +39,9 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 CONTRACT_FILE = "contract.json"
 LINT_FILE = "lint.json"
 TEMPERATURE_KEY = "temperature"
+
+_OF_FLOAT_LAYERS = {"not-quantized", "weight-kind"}
+"""Rules that a layer breaks because it is to stay in float."""
 
 _IR_EXAMPLES = 8
 _BATCH = 256
@@ -70,7 +75,7 @@ def run(inputs: Inputs, config: ExportConfig, context: Context) -> Path:
     write_bytes(context.folder / "model.onnx", twin_file(networks.twin, contract, profile))
     told = {} if temperature is None else {TEMPERATURE_KEY: temperature.model_dump(mode="json")}
     write_json(context.folder / CONTRACT_FILE, {**contract_of(contract, profile), **told})
-    _check_rules(context, profile)
+    _check_rules(context, profile, float_layers_of(networks.twin))
     for name, module in (("teacher", networks.teacher), ("float", networks.student)):
         write_bytes(context.folder / f"{name}.onnx", _as_onnx(module, contract, profile))
     write_bytes(context.folder / "ptq.onnx", twin_file(networks.calibrated, contract, profile))
@@ -113,10 +118,10 @@ def _as_onnx(module: nn.Module, contract: InputContract, profile: Profile) -> by
     return to_bytes(to_onnx(module, contract.shape, opset=profile.opset, static_batch=profile.static_batch if profile.batch == "static" else None))
 
 
-def _check_rules(context: Context, profile: Profile) -> None:
-    """Write what the target's rules say about the file; stop where it would not run there."""
+def _check_rules(context: Context, profile: Profile, float_layers: Collection[str]) -> None:
+    """Write what the target's rules say about the file; stop where it would not run there. That `float_layers` are float is no news."""
     path = context.folder / "model.onnx"
-    findings = lint(path, profile)
+    findings = [finding for finding in lint(path, profile) if finding.node not in float_layers or finding.rule not in _OF_FLOAT_LAYERS]
     write_json(context.folder / LINT_FILE, {"profile": profile.name, "findings": [finding.model_dump(mode="json") for finding in findings]})
     refused = [finding for finding in findings if finding.severity == "error"]
     if refused:

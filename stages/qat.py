@@ -103,6 +103,14 @@ class Outcome(BaseModel, extra="forbid", frozen=True):
     float_layers: tuple[str, ...] = Field((), description="layers that stay in float32")
     mixed_precision: MixedPrecision | None = Field(None, description="how they were found; None where they were not searched for")
 
+    @property
+    def shipped(self) -> str:
+        """What the file is called in reports: `int8`, `int8, 2 layers float`, `float16`. In machine-readable files its role is always `int8`."""
+        name = {"weights-only": "int8 weights", "float16": "float16"}.get(self.scheme.kind or "", "int8")
+        count = len(self.float_layers)
+        kept = "float32" if self.scheme.kind == "float16" else "float"
+        return f"{name}, {count} layer{'s' if count > 1 else ''} {kept}" if count else name
+
 
 def check(sections: Mapping[str, Any], inputs: Inputs) -> None:
     """ConfigError where the student cannot be quantized; told before anything is trained."""

@@ -32,7 +32,7 @@ def test_latency_without_a_device_says_so_in_the_table(build_folder: Any) -> Non
 
 def test_the_table_says_what_its_sizes_and_latencies_are_of(build_folder: Any) -> None:
     printed = " ".join(_printed(build_folder.write(), 80).split())
-    assert "size: weights file of networks and twins, ONNX file of int8 and ptq; 1 kB = 1000 bytes latency: batch 1, 1 thread" in printed
+    assert "size: weights file of networks and twins, ONNX file of what ships and of ptq; 1 kB = 1000 bytes latency: batch 1, 1 thread" in printed
 
 
 def test_a_table_without_latencies_speaks_of_none(build_folder: Any) -> None:
