@@ -73,7 +73,7 @@ class Expectation:
     @property
     def told(self) -> str:
         """One line: `cpu on this host: int8 is expected to be a little faster than float (…): …`."""
-        verdict = "whether int8 will be faster is not known" if self.outlook == "not known" else f"int8 is expected to be {self.outlook} than float"
+        verdict = _VERDICTS.get(self.outlook, f"int8 is expected to be {self.outlook} than float")
         figures = ", ".join(f"{runtime} about {ratio:.2f}" for runtime, ratio in self.ratios.items())
         return f"{self.target} on {self.chip}: {verdict}{f' ({figures} of its time)' if figures else ''}: {'; '.join(self.reasons)}"
 
@@ -98,6 +98,7 @@ def expected(target: str, profile: Profile, chip: Chip, cost: Cost | None) -> Ex
     return Expectation(target, chip.name, max(bound, by_size, key=_ORDER.index), ratios, tuple(reasons))
 
 
+_VERDICTS = {"not known": "whether int8 will be faster is not known", "not faster": "int8 is not expected to be faster than float"}
 _ORDER: tuple[Outlook, ...] = ("faster", "a little faster", "not faster", "not known")
 
 
@@ -120,7 +121,7 @@ def _rules(profile: Profile, chip: Chip) -> list[tuple[Outlook, str]]:
         return [("not known", f"the target is {profile.architecture}, {chip.name} is not")]
     fast = profile.instruction_sets.fast_on
     if not fast:
-        rules.append(("not faster", f"{profile.title}: chips of this class have no int8 dot product, int8 values are widened to 16 bits first"))
+        rules.append(("not faster", "chips of this class have no int8 dot product: int8 values are widened to 16 bits first"))
     elif sets is None and set(fast).isdisjoint(profile.needed_sets):
         rules.append(("not known", f"no device is named: with {' or '.join(fast)} it would be, without it would not"))
     elif sets is not None and sets.isdisjoint(fast):
