@@ -130,6 +130,15 @@ def doctor(name: Name, project: Project = Path(), as_json: AsJson = False, debug
     raise typer.Exit(exit_code)
 
 
+@devices.command("clean")
+def clean(name: Name, project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
+    """Empty what a device keeps: leftovers of broken connections on a board, the programs of an emulated CPU on this host."""
+    from kdpipe.pipeline.device_setup import clean as run
+
+    told = run(project, name)
+    print_json({"device": name, "told": told}) if as_json else print(f"{name}: {told}")
+
+
 @devices.command("rm")
 def rm(name: Name, project: Project = Path(), as_json: AsJson = False, debug: Debug = False) -> None:
     """Take a device out of kdpipe.toml, with its pinned host key; nothing has to be removed on the device itself."""

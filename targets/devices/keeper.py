@@ -94,7 +94,7 @@ class Keeper:
         if not isinstance(lock, socket.socket):
             self.tell("refused", why="busy", message=lock)
             return
-        remove_leftovers(parent)
+        removed = remove_leftovers(parent)
         try:
             self.folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
         except OSError as error:
@@ -103,13 +103,15 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda *_: self.leave(1))
         threading.Thread(target=self.watch, daemon=True).start()
+        installed = distributions()
         self.tell(
             "keeper",
             protocol=KEEPER_PROTOCOL,
             python=".".join(str(part) for part in sys.version_info[:3]),
             free_bytes=shutil.disk_usage(self.folder).free,
-            wall_ns=time.time_ns(),
-            distributions=distributions(),
+            wall_ns=time.time_ns(),  # the last thing before the host hears it
+            distributions=installed,
+            removed=removed,
         )
         try:
             while self.answer():
@@ -258,16 +260,19 @@ def holder() -> tuple[int, int]:
         asking.close()
 
 
-def remove_leftovers(parent: str | None) -> None:
-    """Folders of keepers that were killed: whoever holds the lock is the only one that may have such a folder."""
+def remove_leftovers(parent: str | None) -> int:
+    """Folders of keepers that were killed: whoever holds the lock is the only one that may have such a folder. How many there were."""
     place = parent or tempfile.gettempdir()
     try:
         entries = list(os.scandir(place))
     except OSError:
-        return
+        return 0
+    removed = 0
     for entry in entries:
         if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
             shutil.rmtree(entry.path, ignore_errors=True)
+            removed += 1
+    return removed
 
 
 def distributions() -> dict[str, str | None]:

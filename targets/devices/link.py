@@ -49,6 +49,7 @@ class _KeeperReady(BaseModel, extra="forbid", frozen=True):
     free_bytes: int = Field(ge=0)
     wall_ns: int = Field(gt=0)
     distributions: dict[str, Annotated[str, Field(max_length=100)] | None]
+    removed: int = Field(0, ge=0, description="folders of keepers that were killed before")
 
 
 class _Stored(BaseModel, extra="forbid", frozen=True):
@@ -80,7 +81,7 @@ class BusyError(UnavailableError):
 
 
 class Link:
-    """A connection that is open. `ready`: what the keeper told of the machine when it came up."""
+    """A connection that is open. `ready`: what the keeper told of the machine when it came up; `clock_ahead_seconds`: its clock's, of ours."""
 
     def __init__(self, arguments: list[str], *, at: str, explain: Callable[[int, str], UnavailableError], connect_seconds: float) -> None:
         """Connects. `explain`: the error for a process that ended early, from its status and its last words.
@@ -101,6 +102,7 @@ class Link:
             source = files("kdpipe.targets.devices").joinpath("keeper.py").read_bytes()
             self._send(f"{len(source)} {hashlib.sha256(source).hexdigest()}\n".encode() + source)
             self.ready = self._greeted(connect_seconds)
+            self.clock_ahead_seconds = self.ready.wall_ns / 1e9 - time.time()
         except BaseException:
             self.close()
             raise

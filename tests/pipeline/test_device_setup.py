@@ -9,7 +9,7 @@ import pytest
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.pipeline.device_records import record_of
 from kdpipe.pipeline.device_sections import read_devices
-from kdpipe.pipeline.device_setup import add, examine, likely_target, probe, remove, with_section, without_section
+from kdpipe.pipeline.device_setup import add, clean, examine, likely_target, probe, remove, with_section, without_section
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 
 TOML = '[project]\nname = "p"  # [devices.no]\n\n[targets.arm]\n'
@@ -158,3 +158,29 @@ def test_the_commands_tell_people_and_machines(folder: Path) -> None:
     assert told.returncode == 2
     assert "error: unknown device 'nowhere'\n" in told.stderr
     assert "do:  devices: here; kdpipe devices add nowhere makes one" in told.stderr
+
+
+def test_what_a_killed_keeper_left_on_a_board_is_cleaned(folder: Path, board: Any) -> None:
+    added(folder, given(board))
+    assert clean(folder, "pi") == "nothing was left behind there"
+    (board.room / "kdpipe-device-left" / "deep").mkdir(parents=True)
+    (board.room / "kept").mkdir()
+    assert clean(folder, "pi") == "1 folder of broken connections removed"
+    assert [path.name for path in board.room.iterdir() if path.name != "kept"] == []
+    (board.room / "kept").rmdir()
+
+
+def test_what_an_emulated_cpu_has_on_this_host_is_cleaned_and_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (folder / "kdpipe.toml").write_text(TOML + "[devices.a72]\nkind = 'emulated'\ncpu = 'cortex-a72'\n[devices.here]\nkind = 'local'\n")
+    assert clean(folder, "a72") == "nothing is prepared for it"
+    cache = folder / "cache" / "kdpipe"
+    for name in ("aarch64/usr/bin", "prefixes/aarch64-cortex-a72", "prefixes/x86_64-Haswell"):
+        (cache / name).mkdir(parents=True)
+    (cache / "aarch64" / "large").write_bytes(bytes(2_000_000))
+    (cache / "prefixes" / "aarch64-cortex-a72" / "usr").symlink_to(folder)  # into the userland, or wherever: links are not followed
+    assert clean(folder, "a72") == "2 MB of the emulator removed; kdpipe devices add a72 prepares them again"
+    assert sorted(path.name for path in cache.iterdir()) == ["prefixes"]
+    assert [path.name for path in (cache / "prefixes").iterdir()] == ["x86_64-Haswell"]
+    assert (folder / "kdpipe.toml").is_file()
+    assert clean(folder, "here") == "it keeps nothing"

@@ -25,6 +25,6 @@ def test_leftovers_are_folders_of_this_user_with_the_keeper_s_name(tmp_path):
     for name in ("kdpipe-device-old", "kdpipe-devices", "other"):
         (tmp_path / name / "deep").mkdir(parents=True)
     (tmp_path / "kdpipe-device-link").symlink_to(tmp_path / "other")
-    keeper.remove_leftovers(str(tmp_path))
+    assert keeper.remove_leftovers(str(tmp_path)) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kdpipe-device-link", "kdpipe-devices", "other"]
     assert (tmp_path / "other" / "deep").is_dir()

@@ -177,6 +177,46 @@ for message in Ssh.model_validate_json(sys.argv[1]).device("pi", Path(sys.argv[2
 """
 
 
+def test_a_link_that_is_cut_without_a_word_ends_what_runs_there(pi, board, agent_of, tmp_path, monkeypatch):
+    keeper = (Path(link.__file__).parent / "keeper.py").read_text()
+    (tmp_path / "keeper.py").write_text(keeper.replace("SILENCE_SECONDS = 60.0", "SILENCE_SECONDS = 2.0"))
+    monkeypatch.setattr(link, "files", lambda package: tmp_path)
+    agent_of(SLEEPS)
+    messages = pi.ask("probe", limit_seconds=60)
+    there = next(messages).runtimes
+    (client,) = [child for child in psutil.Process().children() if child.name() == "ssh"]
+    client.suspend()  # as when the network is gone: nothing comes, and nobody is told
+    try:
+        board.until(lambda: not psutil.pid_exists(int(there["pid"])), "the agent is gone")
+        board.until(lambda: not Path(there["folder"]).exists(), "the folder is gone")
+    finally:
+        client.resume()
+    with pytest.raises(UnavailableError) as caught:
+        list(messages)
+    assert the_problem(caught).do == "check the network and that the device is up, then try again; nothing was measured"
+
+
+def test_a_link_that_is_cut_while_a_file_is_sent_leaves_no_piece_of_it(pi, board, tmp_path, monkeypatch):
+    (tmp_path / "large.onnx").write_bytes(bytes(40 * link.CHUNK))
+    written = []
+
+    def write(self, content, write=link.Link._write):
+        written.append(len(content))
+        if written.count(link.CHUNK) == 10:
+            for process in board.keepers()[0].parents()[:2]:
+                if process.pid != board.server.pid and "sshd" in process.name():
+                    process.kill()
+        write(self, content)
+
+    with pi.connected():
+        (folder,) = board.room.iterdir()
+        monkeypatch.setattr(link.Link, "_write", write)
+        with pytest.raises(UnavailableError) as caught:
+            pi.link().put("large.onnx", tmp_path / "large.onnx")
+    assert the_problem(caught).message.startswith("the connection to the device was cut: ")
+    board.until(lambda: not folder.exists(), "the folder is gone")
+
+
 def test_the_processes_there_die_with_the_client(pi, board, tmp_path):
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     arguments = [sys.executable, "-c", CLIENT, pi.settings.model_dump_json(), str(pi.project), str(tmp_path / "sleeps.py")]
