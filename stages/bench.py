@@ -265,6 +265,7 @@ def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, b
         p95=p95,
         p99=p99,
         samples_per_second=latency.samples_per_second(model.samples, setting.batch),
+        samples_per_second_bounds=latency.rate_interval(model, setting.batch),
         histogram_edges_ms=histogram.edges_ms,
         histogram_counts=histogram.counts,
         ratio_to_float=None if baseline is None else latency.ratio_of(model, baseline),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from kdpipe.foundation.errors import UnavailableError
-from kdpipe.targets.devices.messages import Elapsed, Hello, Message, Windows
+from kdpipe.targets.devices.messages import Elapsed, Hello, Message, ThroughputWindows, Windows
 
 TOLERATED_SHARE = 0.05
 TOLERATED_SECONDS = 2.0  # a busy host or a slow link hears of it late
@@ -28,8 +28,8 @@ def watched(messages: Iterable[Message], *, device: str) -> Iterator[Message]:
                     at=f"device {device}",
                     do="let its time service settle (timedatectl), keep it from sleeping, then measure again; nothing of this run is used",
                 )
-        elif isinstance(message, Windows):
-            timed_ns += sum(map(sum, message.ns))
+        elif isinstance(message, Windows | ThroughputWindows):
+            timed_ns += sum(map(sum, message.ns)) if isinstance(message, Windows) else sum(max(ns for _, ns in window) for window in message.windows)
             if there is None or timed_ns / 1e9 > there:
                 raise UnavailableError(
                     f"the device's times cannot be: {timed_ns / 1e9:.1f} s of runs in {there or 0:.1f} s of measuring",

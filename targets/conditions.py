@@ -17,7 +17,7 @@ OTHERS_FLOOR = 0.05  # of the time of our cores, taken by others
 STOLEN_FLOOR = 0.01
 
 
-def judged(watched: Watched, noise: Percentile, drift: float | None, *, runtime: str, batch: int, threads: int) -> Conditions:
+def judged(watched: Watched, noise: Percentile, drift: float | None, *, runtime: str, batch: int, threads: int, streams: int | None = None) -> Conditions:
     """The conditions with their verdict. `noise`: the ratio of the A/A pair; `drift`: how much slower the last third was than the first, as a share."""
     resolution = None if noise.low_ms is None or noise.high_ms is None else max(abs(noise.low_ms - 1), abs(noise.high_ms - 1))
     reasons = tuple(_reasons(watched, drift))
@@ -33,6 +33,7 @@ def judged(watched: Watched, noise: Percentile, drift: float | None, *, runtime:
         runtime=runtime,
         batch=batch,
         threads=threads,
+        streams=streams,
         verdict=verdict,
         told=told,
         resolution_percent=None if resolution is None else 100 * resolution,

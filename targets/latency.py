@@ -29,11 +29,15 @@ _NS_PER_MS = 1e6
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a comparison. `samples`: all of it, sorted, in ns; `resampled`: (RESAMPLES, len(PERCENTILES)), in ns."""
+    """One model of a comparison. `samples`: all of it, sorted, in ns.
+
+    `resampled`: (RESAMPLES, len(PERCENTILES)), in ns; `rates`: runs a second in each resample.
+    """
 
     windows: Windows
     samples: Int64Array
     resampled: Float64Array
+    rates: Float64Array
 
     def column(self, percentile: int) -> Float64Array:
         """The percentile in each resample."""
@@ -90,7 +94,7 @@ def measured(windows: Mapping[str, Windows], generator: np.random.Generator) -> 
     """
     count = len(next(iter(windows.values())))
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return {name: Measured(own, np.sort(np.concatenate(own)), _resampled(own, drawn)) for name, own in windows.items()}
+    return {name: Measured(own, np.sort(np.concatenate(own)), _resampled(own, drawn), _rates(own, drawn)) for name, own in windows.items()}
 
 
 def percentile_of(model: Measured, percentile: int) -> Percentile:
@@ -171,6 +175,18 @@ def histogram_of(samples: Int64Array, bins: int = 40) -> Histogram:
 def samples_per_second(samples: Int64Array, batch: int) -> float:
     """How many inputs one caller gets through: runs times batch over the measured time."""
     return len(samples) * batch / (float(samples.sum(dtype=np.float64)) / 1e9)
+
+
+def rate_interval(model: Measured, batch: int) -> tuple[float, float]:
+    """The 95 % interval of `samples_per_second`, from the bootstrap of windows."""
+    low, high = _bounds(model.rates * batch)
+    return low, high
+
+
+def _rates(windows: Windows, drawn: Int64Array) -> Float64Array:
+    runs, spent = (np.array([measure(window) for window in windows], dtype=np.float64) for measure in (len, np.sum))
+    rates: Float64Array = 1e9 * (drawn @ runs) / (drawn @ spent)
+    return rates
 
 
 def _rank(n: int, percentile: float) -> int:

@@ -31,9 +31,31 @@ class Latency(BaseModel, extra="forbid", frozen=True):
     p95: Percentile
     p99: Percentile
     samples_per_second: float | None
+    samples_per_second_bounds: tuple[float, float] | None = Field(None, description="its 95 % interval, from the bootstrap of windows")
     histogram_edges_ms: tuple[float, ...] = ()
     histogram_counts: tuple[int, ...] = ()
     ratio_to_float: Percentile | None = Field(None, description="p50 over the float student's, same runtime, batch and threads, paired windows; no unit")
+
+
+class Rate(BaseModel, extra="forbid", frozen=True):
+    """A throughput, or a ratio of two, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Throughput(BaseModel, extra="forbid", frozen=True):
+    """How much one model gets done when `streams` callers ask it at the same time, each with `threads` threads, each as soon as it has its answer."""
+
+    model: ModelName
+    runtime: str
+    batch: int
+    threads: int
+    streams: int
+    windows: int
+    samples_per_second: Rate
+    ratio_to_float: Rate | None = Field(None, description="over the float student's, paired windows; above 1 is more")
 
 
 class NoiseCheck(BaseModel, extra="forbid", frozen=True):
@@ -51,6 +73,7 @@ class Conditions(Watched, extra="forbid", frozen=True):
     runtime: str
     batch: int
     threads: int
+    streams: int | None = Field(None, description="callers at the same time; None: one caller, whose latency was measured")
     verdict: Literal["claimable", "throttled", "noisy"]
     told: str = Field(description="'claimable', 'throttled: not claimable' or 'noisy: differences below 3.1 % not claimable'")
     resolution_percent: float | None = Field(description="how far from 1 the interval of the A/A ratio reaches; smaller differences show nothing")
@@ -186,4 +209,5 @@ class Bench(BaseModel, extra="forbid", frozen=True):
     warnings: tuple[str, ...] = ()
     energy: tuple[Energy, ...] = ()
     conditions: tuple[Conditions, ...] = Field((), description="one for each comparison")
+    throughputs: tuple[Throughput, ...] = ()
     energy_not_measured: str | None = Field(None, description="why there is no energy, e.g. 'not measured: no energy counter'")

@@ -20,8 +20,10 @@ import re
 import statistics
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -167,10 +169,11 @@ def _fell_back(session: Any, provider: str) -> tuple[str, ...]:
     return tuple(others)
 
 
-def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", profiled: bool = False, shape: list[int] | None = None) -> Loaded:
-    """The file (.onnx or .xml) in an OpenVINO plug-in: float parts in float32 where the device has it, one stream, no model cache.
+def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", profiled: bool = False, shape: list[int] | None = None, streams: int = 1) -> Loaded:
+    """The file (.onnx or .xml) in an OpenVINO plug-in: float parts in float32 where the device has it, no model cache.
 
-    `profiled`: with the time of each node; `shape`: of the input, where its free sides are to be fixed. Raises NotThereError.
+    `streams`: how many callers it answers at a time, each with `threads` threads; `profiled`: with the time of each node;
+    `shape`: of the input, where its free sides are to be fixed. Raises NotThereError.
     """
     import openvino
 
@@ -181,11 +184,11 @@ def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", prof
     settings = {
         "EXECUTION_MODE_HINT": "ACCURACY",  # without it float layers may silently run in bf16 or f16
         "PERFORMANCE_HINT": hint.upper(),
-        "NUM_STREAMS": 1,  # one caller waits for each answer; more streams would only halve its threads
+        "NUM_STREAMS": streams,  # more than there are callers would only take threads from each
         "CACHE_DIR": "",
     }
     if device == "CPU":
-        settings["INFERENCE_NUM_THREADS"] = threads
+        settings["INFERENCE_NUM_THREADS"] = threads * streams
     elif device == "NPU":  # it computes in float16 what is not int8, and has no streams to choose
         del settings["EXECUTION_MODE_HINT"], settings["NUM_STREAMS"]
     if profiled:
@@ -206,11 +209,19 @@ def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", prof
     return Loaded(run, compiled, given[0].get_any_name(), kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(compiled.outputs))
 
 
-def load(runtime: str, model: str, threads: int, hint: str) -> Loaded:
-    """The file in the named runtime. Raises NotThereError."""
+def load(runtime: str, model: str, threads: int, hint: str, streams: int = 1) -> Loaded:
+    """The file in the named runtime, for `streams` callers at a time. Raises NotThereError."""
     if runtime in PROVIDERS:
         return load_onnxruntime(model, threads, hint, PROVIDERS[runtime])
-    return load_openvino(model, threads, hint, OPENVINO_DEVICES[runtime])
+    return load_openvino(model, threads, hint, OPENVINO_DEVICES[runtime], streams=streams)
+
+
+def callers(loaded: Loaded, streams: int) -> list[Callable[[Array], Array]]:
+    """A function for each of `streams` threads that ask the model at the same time. ONNX Runtime's sessions take that; OpenVINO has a request for each."""
+    if not hasattr(loaded.handle, "create_infer_request"):
+        return [loaded.run] * streams
+    requests = [loaded.handle.create_infer_request() for _ in range(streams)]
+    return [lambda batch, request=request: request.infer([batch], share_inputs=True, share_outputs=True)[0] for request in requests]
 
 
 def module_of(runtime: str) -> str:
@@ -497,9 +508,15 @@ def bench(request: dict[str, Any], tell: Callable[..., None]) -> None:
 
 def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[int], told: int, tell: Callable[..., None]) -> None:
     samples = np.load(comparison["inputs"])
-    models = [(model["name"], load(comparison["runtime"], model["path"], comparison["threads"], comparison["hint"])) for model in comparison["models"]]
+    streams, together = comparison.get("streams", 1), comparison.get("mode", "single-stream") == "throughput"
+    runtime, threads, hint = comparison["runtime"], comparison["threads"], comparison["hint"]
+    models = [(model["name"], load(runtime, model["path"], threads, hint, streams)) for model in comparison["models"]]
     batches = _batches(samples, comparison["batch"])
-    meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
+    meters: list[Meter]
+    if together:
+        meters = [Crowd(name, callers(loaded, streams), batches, request["window_seconds"]) for name, loaded in models]
+    else:
+        meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
     before = clock_mhz(), temperature_celsius()
     gc.collect()
     gc.disable()  # a pause of this script's own memory is not the model's latency
@@ -512,7 +529,10 @@ def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[in
         gc.enable()
     tell("elapsed", ns=time.perf_counter_ns() - told)
     for meter in meters:  # told only now: whoever reads would take a core from what is measured
-        tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
+        if together:
+            tell("throughput", comparison=comparison["id"], model=meter.name, windows=windows[meter.name])
+        else:
+            tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
     after = clock_mhz(), temperature_celsius()
     clock, heat = [before[0], after[0]], [before[1], after[1]]
     tell("comparison", id=comparison["id"], warm=warm, clock_mhz=clock, temperature_celsius=heat, conditions=conditions)
@@ -616,7 +636,7 @@ class Meter:
         self.position = 0
         self.runs_total = 0
 
-    def window(self) -> list[int]:
+    def window(self) -> list[Any]:
         """The nanoseconds of each run of one window. One run before it is not counted: it pays for the other models' use of the caches."""
         runs = max(1, int(self.window_ns / self.medians_ns[-1])) if self.medians_ns else 1
         chosen = [self.batches[(self.position + step) % len(self.batches)] for step in range(runs + 1)]
@@ -638,6 +658,35 @@ class Meter:
         return len(self.medians_ns) > STABLE_WINDOWS and max(last) <= min(last) * (1 + STABLE_SPREAD)
 
 
+class Crowd(Meter):
+    """One model that several callers ask at the same time, each as soon as it has its answer; a window gives [runs, nanoseconds] of each caller."""
+
+    def __init__(self, name: str, runs: list[Callable[[Array], Array]], batches: list[Array], window_seconds: float) -> None:
+        super().__init__(name, runs[0], batches, window_seconds)
+        self.crowd = runs
+        self.pool = ThreadPoolExecutor(len(runs))
+
+    def window(self) -> list[Any]:
+        """Every caller begins with a run that is not counted, and goes on until the time is over."""
+        start = threading.Barrier(len(self.crowd))
+        asked = [self.pool.submit(self._asking, run, start, offset) for offset, run in enumerate(self.crowd)]
+        taken = [answer.result() for answer in asked]
+        self.medians_ns.append(1 / sum(runs / ns for runs, ns in taken))  # nanoseconds a run, all callers together
+        self.runs_total += sum(runs for runs, _ in taken)
+        return taken
+
+    def _asking(self, run: Callable[[Array], Array], start: threading.Barrier, offset: int) -> list[int]:
+        start.wait()
+        run(self.batches[offset % len(self.batches)])
+        runs, begin = 0, time.perf_counter_ns()
+        while True:
+            run(self.batches[(offset + runs) % len(self.batches)])
+            runs += 1
+            spent = time.perf_counter_ns() - begin
+            if spent >= self.window_ns:
+                return [runs, spent]
+
+
 def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:
     end = time.perf_counter() + limit_seconds
     while not all(meter.warm() for meter in meters) and time.perf_counter() < end:
@@ -649,8 +698,8 @@ def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:
     return warm
 
 
-def _measured(meters: list[Meter], request: dict[str, Any], watch: Watch) -> dict[str, list[list[int]]]:
-    windows: dict[str, list[list[int]]] = {meter.name: [] for meter in meters}
+def _measured(meters: list[Meter], request: dict[str, Any], watch: Watch) -> dict[str, list[Any]]:
+    windows: dict[str, list[Any]] = {meter.name: [] for meter in meters}
     begin, turn = time.perf_counter(), 0
     while True:
         spent = time.perf_counter() - begin

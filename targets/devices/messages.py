@@ -40,6 +40,8 @@ class ComparisonRequest(BaseModel, extra="forbid", frozen=True):
     hint: Literal["latency", "throughput"] = "latency"
     inputs: Path
     models: tuple[ModelFile, ...] = Field(min_length=1)
+    mode: Literal["single-stream", "throughput"] = Field("single-stream", description="what is timed: each run of one caller, or how much all callers get done")
+    streams: int = Field(1, ge=1, le=1024, description="callers at the same time, each with `threads` threads; for throughput")
 
 
 class BenchRequest(BaseModel, extra="forbid", frozen=True):
@@ -105,6 +107,17 @@ class Windows(BaseModel, extra="forbid", frozen=True):
     comparison: str
     model: str
     ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+
+
+class ThroughputWindows(BaseModel, extra="forbid", frozen=True):
+    """How much one model got done in each window: of each caller how many runs, and in how many nanoseconds."""
+
+    kind: Literal["throughput"]
+    comparison: str
+    model: str
+    windows: tuple[Annotated[tuple[tuple[Annotated[int, Field(gt=0, le=1 << 60)], Nanoseconds], ...], Field(min_length=1, max_length=1024)], ...] = Field(
+        min_length=1
+    )
 
 
 class Elapsed(BaseModel, extra="forbid", frozen=True):
@@ -212,7 +225,7 @@ class Done(BaseModel, extra="forbid", frozen=True):
 
 _LAST_WORDS = 1000
 
-Message = Hello | Windows | Elapsed | ComparisonDone | StartMeasured | EnergyMeasured | NoEnergy | Logits | Facts | Failure | Done
+Message = Hello | Windows | ThroughputWindows | Elapsed | ComparisonDone | StartMeasured | EnergyMeasured | NoEnergy | Logits | Facts | Failure | Done
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
