@@ -16,6 +16,7 @@ from kdpipe.pipeline.advice_command import advise
 from kdpipe.pipeline.compare_command import compare
 from kdpipe.pipeline.data_commands import data
 from kdpipe.pipeline.device_commands import bench, devices
+from kdpipe.pipeline.explain_command import explain
 from kdpipe.pipeline.printing import print_json as _print_json
 from kdpipe.pipeline.printing import print_table as _print_table
 from kdpipe.pipeline.printing import table as _table
@@ -43,6 +44,7 @@ app.add_typer(devices, name="devices")
 app.add_typer(targets, name="targets")
 app.command()(bench)
 app.command()(compare)
+app.command()(explain)
 app.command()(advise)
 
 Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
