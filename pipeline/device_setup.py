@@ -292,7 +292,7 @@ def _keeper_checks(device: SshDevice) -> Iterator[Check]:
     yield Check(
         "clock",
         True if set_well else None,
-        f"{off:+.0f} s from this host's",
+        f"{off:+.0f} s from this host's" if round(off) else "as this host's",
         None if set_well else "let its time service set it (timedatectl); latencies do not hang on it",
     )
 

@@ -220,8 +220,11 @@ def callers(loaded: Loaded, streams: int) -> list[Callable[[Array], Array]]:
     """A function for each of `streams` threads that ask the model at the same time. ONNX Runtime's sessions take that; OpenVINO has a request for each."""
     if not hasattr(loaded.handle, "create_infer_request"):
         return [loaded.run] * streams
-    requests = [loaded.handle.create_infer_request() for _ in range(streams)]
-    return [lambda batch, request=request: request.infer([batch], share_inputs=True, share_outputs=True)[0] for request in requests]
+
+    def caller(request: Any) -> Callable[[Array], Array]:
+        return lambda batch: request.infer([batch], share_inputs=True, share_outputs=True)[0]
+
+    return [caller(loaded.handle.create_infer_request()) for _ in range(streams)]
 
 
 def module_of(runtime: str) -> str:

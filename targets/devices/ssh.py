@@ -245,7 +245,10 @@ class SshDevice:
         last = ended.errors.splitlines()[-1:]
         words = f": {printable(last[0])[:LAST_WORDS]}" if last else ""
         if "No module named 'numpy'" in words:
-            do = f"install it there: {self.settings.python} -m pip install numpy onnxruntime"
+            python = self.settings.python
+            do = f"install it there: {python} -m pip install numpy onnxruntime"
+            if "/" not in python:  # the system's, which on Debian and its kin takes no packages from pip
+                do = f"on the device: {python} -m venv ~/kd && ~/kd/bin/pip install numpy onnxruntime; then [devices.{self.name}] python = '~/kd/bin/python'"
         else:
             do = "look at the device's memory and at what else runs there, then try again"
         return UnavailableError(f"the measuring process there ended early with status {ended.status}{words}", at=self._at, do=do)
@@ -264,7 +267,8 @@ class SshDevice:
             return UnavailableError(
                 f"{host} refuses the login: {last}",
                 at=self._at,
-                do=f"ssh-copy-id {host}, or name a key without passphrase: [devices.{self.name}] identity_file",
+                do=f"ssh-copy-id {f'-p {self.settings.port} ' if self.settings.port else ''}{host}, "
+                f"or name a key without passphrase: [devices.{self.name}] identity_file",
             )
         if status == _SSH_FAILED and any(word in words for word in ("Could not resolve", "refused", "timed out", "No route", "unreachable", "banner exchange")):
             return UnavailableError(f"{host} is not reached: {last}", at=self._at, do="check that it is switched on, and its name or address and port")

@@ -108,7 +108,7 @@ def test_a_login_that_is_refused_is_told(board, pi):
     problem = refused(device)
     assert problem.message.startswith(f"{board.host} refuses the login: ")
     assert problem.at == f"device pi ({board.host}:{board.port})"
-    assert problem.do == f"ssh-copy-id {board.host}, or name a key without passphrase: [devices.pi] identity_file"
+    assert problem.do == f"ssh-copy-id -p {board.port} {board.host}, or name a key without passphrase: [devices.pi] identity_file"
 
 
 def test_a_machine_that_is_not_there_is_told(board, pi):
@@ -121,6 +121,21 @@ def test_a_python_that_is_not_there_is_told(board, pi):
     problem = refused(board.settings(python="~/none/bin/python").device("pi", pi.project))
     assert problem.message.startswith("there is no '~/none/bin/python' on the device: ")
     assert problem.do == "install Python 3.8 or newer there, or name it: [devices.pi] python"
+
+
+@pytest.mark.parametrize(
+    ("python", "do"),
+    [
+        ("python3", "on the device: python3 -m venv ~/kd && ~/kd/bin/pip install numpy onnxruntime; then [devices.pi] python = '~/kd/bin/python'"),
+        ("/opt/kd/bin/python", "install it there: /opt/kd/bin/python -m pip install numpy onnxruntime"),
+    ],
+    ids=["the system's Python", "one of its own"],
+)
+def test_a_python_without_numpy_is_told_what_to_install(board, pi, agent_of, python, do):
+    words = "Traceback (most recent call last):\n  File 'agent.py'\nModuleNotFoundError: No module named 'numpy'"
+    problem = board.settings(python=python).device("pi", pi.project)._broken_off(link.Ended(kind="ended", status=1, errors=words)).problems[0]
+    assert problem.message == "the measuring process there ended early with status 1: ModuleNotFoundError: No module named 'numpy'"
+    assert problem.do == do
 
 
 @pytest.mark.parametrize(
