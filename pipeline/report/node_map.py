@@ -24,7 +24,8 @@ def node_map(nodes: Sequence[NodePrecision]) -> Markup:
         x, y = (k % IN_ROW) * CELL + 2, (k // IN_ROW) * CELL + 2
         kind = "cell int8" if is_int8(node) else "cell float"
         fused = f" with {', '.join(node.fused)}" if node.fused else ""
-        tip = element("title", f"{node.name}: {node.operator}{fused}, {node.precision}")
+        time = "" if node.share is None else f", {100 * node.share:.0f} % of the time"
+        tip = element("title", f"{node.name}: {node.operator}{fused}, {node.precision}{time}")
         parts.append(element("rect", tip, x=x, y=y, width=CELL - 4, height=CELL - 4, rx=3, class_=kind))
         parts.append(label(x + (CELL - 4) / 2, y + 15, _letters(node.operator), class_=f"{kind} letters", anchor="middle"))
     told = f"{sum(map(is_int8, nodes))} of {len(nodes)} nodes run in int8"

@@ -39,7 +39,7 @@ from kdpipe.stages.prune import Cost, PruningReport, PruningStep
 from kdpipe.stages.qat import Outcome
 from kdpipe.stages.validation import Validation
 from kdpipe.targets.lint import LintFinding
-from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Latency, NodePrecision, NoiseCheck, Percentile, Start
+from kdpipe.targets.measurements import Bench, DeviceFacts, Explanation, Finding, Latency, NodePrecision, NoiseCheck, Percentile, Start
 
 N = 540
 TINY_PROJECT = Path(__file__).with_name("tiny_project.py")
@@ -311,11 +311,19 @@ class BuildFolder:
                     operator=operator,
                     precision="int8" if operator.startswith("QLinear") else "float32",
                     fused=("Relu",) if operator == "QLinearConv" else (),
+                    microseconds=4.0,
+                    share=1 / len(operators),
+                    bytes_read=2_304,
+                    bytes_written=1_024,
                 )
                 for k, operator in enumerate(operators)
             ),
             int8_share=1.0,
-            findings=("all 9 convolutions and linear layers run in int8", "this CPU has no VNNI: int8 is about as fast as float32 for narrow layers"),
+            findings=(
+                Finding(cause="missing-instruction", text="this CPU has no int8 dot product (VNNI)", nodes=("node_1",), share=0.62, remedy="choose float"),
+                Finding(text="of a file that held texts only"),
+            ),
+            ratio_to_float=0.63,
         )
         device = DeviceFacts(
             name="local",

@@ -120,13 +120,13 @@ def test_a_histogram_that_begins_at_zero_can_be_drawn() -> None:
 
 def test_nodes_are_filled_where_they_run_in_int8_and_hollow_where_not() -> None:
     nodes = [
-        NodePrecision(name="a", operator="QLinearConv", precision="int8", fused=("Relu",)),
+        NodePrecision(name="a", operator="QLinearConv", precision="int8", fused=("Relu",), share=0.75),
         NodePrecision(name="b", operator="Softmax", precision="float32"),
     ]
     picture = node_map(nodes)
     assert [it.get("class") for it in _all(picture, "rect")] == ["cell int8", "cell float"]
     assert [it.text for it in _all(picture, "text")] == ["Co", "So"]
-    assert _all(picture, "title")[1].text == "a: QLinearConv with Relu, int8"
+    assert _all(picture, "title")[1].text == "a: QLinearConv with Relu, int8, 75 % of the time"
     assert _all(picture, "desc")[0].text == "1 of 2 nodes run in int8"
 
 

@@ -268,3 +268,11 @@ def _contrast(first: str, second: str) -> float:
 
     bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
+
+
+def test_each_cause_stands_with_its_share_and_remedy_and_each_node_with_its_time_and_traffic(build_folder: Any) -> None:
+    page = _page(build_folder, "cpu")
+    assert "missing-instruction 62 % this CPU has no int8 dot product (VNNI) choose float" in page.text
+    assert "– – of a file that held texts only –" in page.text
+    assert "node_1 QLinearConv int8 6 % 4.0 2.3 kB 1.0 kB Relu –" in page.text
+    assert "takes 0.63 of the float student's time" in page.text
