@@ -16,7 +16,6 @@ from kdpipe.targets.profile import Profile
 
 _WEIGHTED = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 _MOVING = {"Reshape", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Convert"}
-_UNIFIED = {"Add", "Subtract", "Multiply", "Minimum", "Maximum", "Concat"}
 _BODIES = {"If", "Loop", "TensorIterator"}
 _INTEGERS = {"i8", "u8", "i4", "u4"}
 # ONNX's names of a profile's `forbidden`, where OpenVINO has another one
@@ -105,12 +104,12 @@ def _quantization(layers: list[Any], profile: Profile) -> Findings:
             yield from _weight_range(layer, profile)
         if operator == "FakeQuantize":
             yield from _fake_quantize(layer, profile)
-        if operator in _UNIFIED and profile.device_class == "intel-npu":
-            ranges = [found_range for source in map(_moved_from, _inputs(layer)) if (found_range := _range(source)) is not None]
+        if operator == "Concat" and profile.device_class == "intel-npu":
+            ranges = [found_range for source in _inputs(layer) if (found_range := _range(source)) is not None]
             if len(ranges) == layer.get_input_size() > 1 and len(set(ranges)) > 1:
                 shown = ", ".join(f"[{low:.4g}, {high:.4g}]" for low, high in ranges)
                 reason = f"the operands of {operator} have ranges of their own ({shown})"
-                yield found("unified-scales", profile, name, reason, "give all operands the range of the widest one")
+                yield found("unified-scales", profile, name, reason, "give all operands the range of the widest one, or quantize behind it alone")
 
 
 def _weight_range(layer: Any, profile: Profile) -> Findings:
@@ -137,7 +136,7 @@ def _fake_quantize(layer: Any, profile: Profile) -> Findings:
         yield found("activation-type", profile, name, f"it has {levels} levels, 8 bits have 256", "quantize activations to 8 bits")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
         yield found("scale", profile, name, f"its range is [{low.ravel()[0]:.4g}, {high.ravel()[0]:.4g}]", "calibrate again: it must be finite and not empty")
-    depthwise = profile.device_class == "intel-npu" and all(user.get_type_name() == "GroupConvolution" for user in _users(layer))
+    depthwise = profile.device_class == "intel-npu" and all(user.get_type_name() == "GroupConvolution" for user in _takers(layer))
     if low.size > 1 and _of_activation(layer) and not depthwise:
         yield found("activation-granularity", profile, name, f"activations have {low.size} scales", "use one scale per tensor")
 
@@ -167,7 +166,18 @@ def _users(layer: Any) -> list[Any]:
     return [value.get_node() for index in range(layer.get_output_size()) for value in layer.output(index).get_target_inputs()]
 
 
+def _takers(layer: Any) -> list[Any]:
+    """Who computes with the values, behind what reads integers as float (Convert, Subtract, Multiply) and what moves them."""
+    found: list[Any] = []
+    for user in _users(layer):
+        reads = user.get_type_name() in _MOVING or (user.get_type_name() in {"Subtract", "Multiply"} and _values(user.input_value(1).get_node()) is not None)
+        found += _takers(user) if reads else [user]
+    return found
+
+
 def _values(source: Any) -> Any:
+    """A constant's values, also behind what only converts or reshapes it; None where they are computed."""
+    source = _moved_from(source)
     return source.data if source.get_type_name() == "Constant" else None
 
 
@@ -192,7 +202,14 @@ def _of_activation(layer: Any) -> bool:
 
 
 def _range(source: Any) -> tuple[float, float] | None:
-    """Lowest and highest value of a FakeQuantize with one range; None for anything else."""
+    """Lowest and highest value of a FakeQuantize with one range, also where its integers are read by Subtract and Multiply; None for anything else."""
+    source = _moved_from(source)
+    if source.get_type_name() in {"Subtract", "Multiply"}:
+        by, inner = _values(source.input_value(1).get_node()), _range(source.input_value(0).get_node())
+        if by is None or inner is None or np.size(by) != 1:
+            return None
+        value = float(np.ravel(by)[0])
+        return (inner[0] * value, inner[1] * value) if source.get_type_name() == "Multiply" else (inner[0] - value, inner[1] - value)
     if source.get_type_name() != "FakeQuantize":
         return None
     low, high = (_values(node) for node in _inputs(source)[3:5])

@@ -67,11 +67,11 @@ def _layer_behind(graph: Graph, value: str) -> Any:
 
 
 def unified_scales(graph: Graph, profile: Profile) -> Findings:
-    """NNCF's set-up for the NPU gives the operands of these operators one scale; others are requantized on the chip."""
+    """What is joined has one scale: Intel's tool puts one quantizer behind a concatenation for the NPU (docs/decisions/rules-of-accelerators.md)."""
     if profile.device_class != "intel-npu":
         return
     for node in graph.nodes:
-        if node.op_type not in {"Add", "Sub", "Mul", "Min", "Max", "Concat"} or not _all_dequantized(graph, node):
+        if node.op_type != "Concat" or not _all_dequantized(graph, node):
             continue
         grids = [
             (scale, zero_point)
@@ -83,7 +83,9 @@ def unified_scales(graph: Graph, profile: Profile) -> Findings:
         if not all(np.array_equal(one, two) for grid in grids[1:] for one, two in zip(grid, grids[0], strict=True)):
             scales = ", ".join(f"{float(np.ravel(scale)[0]):.4g}" for scale, _ in grids)
             reason = f"the operands of {node.op_type} have scales of their own ({scales})"
-            yield found("unified-scales", profile, graph.name(node), reason, "give all operands the scale and zero point of the widest one")
+            yield found(
+                "unified-scales", profile, graph.name(node), reason, "give all operands the scale and zero point of the widest one, or quantize behind it alone"
+            )
 
 
 def pairs(graph: Graph, profile: Profile) -> Findings:

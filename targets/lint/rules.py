@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     "float-output": Rule("int8 goes in, float comes out: the operator computes in float", _NONE, _TRT_EXPLICIT),
     "float-residual": Rule("a residual sum whose shortcut is float: the layer before it cannot give int8", _NONE, _TRT_EXPLICIT),
     "quantized-residual": Rule("a quantizer between a layer and the residual sum that it could take in", _NONE, _TRT_EXPLICIT),
-    "unified-scales": Rule("operands with scales of their own where the chip wants one for all", _NONE, _NNCF_NPU),
+    "unified-scales": Rule("operands of a concatenation with scales of their own: the chip scales them anew", _NONE, _NNCF_NPU),
     "unpaired": Rule("Q and DQ that are no pair", _NONE, _PLACEMENT),
     # float16
     "float16-overflow": Rule("float values beyond 65504, infinite in the chip's float16", _NPU, _OPENVINO_NPU),
