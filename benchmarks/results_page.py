@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
 import noisy_labels_section
 import robust_table_section
+import wrong_variant_section
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -50,6 +51,7 @@ def page() -> str:
             parts.append(_section(title, json.loads(path.read_text())))
     parts += robust_table_section.sections(ROOT / "benchmarks" / "results" / "tables")
     parts += noisy_labels_section.sections(ROOT / "benchmarks" / "results" / "noisy")
+    parts += wrong_variant_section.sections(ROOT / "benchmarks" / "results" / "figures")
     for name, (title, command) in _FIGURES.items():
         path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"
         if path.is_file():

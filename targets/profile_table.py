@@ -29,7 +29,8 @@ def _batch(profile: Profile) -> str:
 
 
 def _variants(profile: Profile) -> str:
-    return "; ".join(f"`{name}`: {scheme_in_words(variant.scheme)}" for name, variant in profile.variants.items()) or "–"
+    default = [f"`{profile.scheme_name}`: the scheme above"] if profile.scheme_name else []
+    return "; ".join([*default, *(f"`{name}`: {scheme_in_words(variant.scheme)}" for name, variant in profile.variants.items())]) or "–"
 
 
 def _bench(profile: Profile) -> str:

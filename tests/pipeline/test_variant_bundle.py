@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -144,6 +145,17 @@ def test_a_cpu_that_claims_more_than_its_arithmetic_holds_gets_the_safe_variant(
     assert choice is not None
     assert choice.name == "avx2"
     assert choice.why == "this CPU says that it has what vnni needs, but int8 sums saturate in onnxruntime here; this one is right on every CPU"
+
+
+@pytest.mark.slow
+def test_an_emulated_cpu_that_is_shown_the_flags_of_another_gets_the_safe_variant(bundle: Path) -> None:
+    emulator = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+    if emulator is None or not {"x86-64", "vnni"} <= probe():
+        pytest.skip("qemu-x86_64 and a host with VNNI are needed: its /proc/cpuinfo shows through")
+    command = [emulator, "-cpu", "Haswell", sys.executable, "-I", str(bundle / "predict.py"), "--which", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    assert told["variant"] == "avx2"
+    assert told["why"].startswith("this CPU says that it has what vnni needs, but int8 sums saturate in onnxruntime here")
 
 
 def test_the_bundle_holds_a_whole_bundle_for_each_variant_and_its_loader(bundle: Path) -> None:
