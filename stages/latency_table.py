@@ -212,7 +212,7 @@ def _comparison(shape: LayerShape, folder: Path, setting: Setting) -> Comparison
     models = []
     for copies in _COPIES:
         path = folder / f"{copies}.onnx"
-        path.write_bytes(layer_file(shape, copies, setting.scheme, opset=setting.opset, static_batch=setting.static_batch))
+        path.write_bytes(layer_file(shape, copies, _COPIES[1], setting.scheme, opset=setting.opset, static_batch=setting.static_batch))
         models.append(ModelFile(name=str(copies), path=path))
     return ComparisonRequest(
         id=folder.name, runtime=setting.runtime, threads=setting.threads, batch=setting.batch, hint=setting.hint, inputs=inputs, models=tuple(models)
@@ -243,12 +243,8 @@ def _line(family: Iterable[Entry], outputs: int) -> dict[int, float]:
 
 
 def _interpolated(known: Mapping[int, float], width: int) -> float:
-    """Linear between neighbours; outside, in proportion to the nearest."""
+    """Linear between neighbours; outside, that of the nearest: what was not measured saves nothing."""
     widths = sorted(known)
-    if width <= widths[0]:
-        return known[widths[0]] * (width / widths[0] if len(widths) > 1 else 1)
-    if width >= widths[-1]:
-        return known[widths[-1]] * (width / widths[-1] if len(widths) > 1 else 1)
     return float(np.interp(width, widths, [known[each] for each in widths]))
 
 

@@ -1,8 +1,8 @@
 """A single layer as an ONNX file, as the target's int8 file has it, so that its latency can be measured alone.
 
 One run of a runtime costs more than a small layer: a file holds the layer several times, and two files that differ in how often are measured in
-turn; the difference is the layer's. Copies stand side by side on one input, each with weights of its own (equal ones would be merged), and each
-copy's output is read by one 1x1 convolution that looks at one pixel: without a reader the copy would be left out or its output would be turned
+turn; the difference is the layer's. Copies stand side by side on one input, each with weights of its own (equal ones would be merged). Their outputs
+are read by 1x1 convolutions that look at one pixel, as many in both files: without a reader a copy would be left out, or its output would be turned
 from the kernels' channels-last order to ONNX's, which costs as much as a small layer. Additions stand in a chain.
 """
 
@@ -68,8 +68,11 @@ class LayerShape(BaseModel, extra="forbid", frozen=True):
         return tuple((side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel, stride, padding, dilation in sides)
 
 
-def layer_file(shape: LayerShape, copies: int, scheme: Scheme, *, opset: int, static_batch: int | None) -> bytes:
-    """An ONNX file with the layer `copies` times on one input, quantized by `scheme`; float32 (batch, *shape.sample_shape) to (batch, anything)."""
+def layer_file(shape: LayerShape, copies: int, readers: int, scheme: Scheme, *, opset: int, static_batch: int | None) -> bytes:
+    """An ONNX file with the layer `copies` times on one input, quantized by `scheme`; float32 (batch, *shape.sample_shape) to (batch, anything).
+
+    `readers` >= copies: how many convolutions read the copies' outputs, in turn.
+    """
     builder = _Builder(scheme)
     source = builder.quantized(INPUT_NAME, "source")
     if shape.op == "add":
@@ -77,8 +80,11 @@ def layer_file(shape: LayerShape, copies: int, scheme: Scheme, *, opset: int, st
         for copy in range(copies):
             last = builder.quantized(builder.node("Add", [last, source], f"add.{copy}"), f"added.{copy}")
         read = [builder.reader(last, shape.outputs, shape.size, "reader")]
+    elif shape.op == "linear":
+        read = [builder.layer(shape, source, copy) for copy in range(copies)]
     else:
-        read = [builder.read_layer(shape, source, copy) for copy in range(copies)]
+        made = [builder.layer(shape, source, copy) for copy in range(copies)]
+        read = [builder.reader(made[number % copies], shape.outputs, shape.output_size, f"reader.{number}") for number in range(readers)]
     joined = read[0] if len(read) == 1 else builder.node("Concat", read, "joined", axis=1)
     builder.node("Identity", [joined], OUTPUT_NAME)
     return to_bytes(builder.model(shape.sample_shape, opset, static_batch))
@@ -121,14 +127,14 @@ class _Builder:
         integer = self.node("QuantizeLinear", [value, "scale", "zero"], f"{name}/q")
         return self.node("DequantizeLinear", [integer, "scale", "zero"], f"{name}/dq")
 
-    def read_layer(self, shape: LayerShape, source: str, copy: int) -> str:
-        """One copy, and what looks at its output."""
+    def layer(self, shape: LayerShape, source: str, copy: int) -> str:
+        """One copy, its output quantized but for a linear layer's: those are mostly logits."""
         name = f"layer.{copy}"
         if shape.op == "linear":
             return self.node("Gemm", [source, *self._weights(name, (shape.outputs, shape.inputs))], name, transB=1)
         weights = self._weights(name, (shape.outputs, shape.inputs // shape.groups, *shape.kernel))
         made = self.node("Conv", [source, *weights], name, **_settings(shape.stride, shape.padding, shape.dilation, shape.groups))
-        return self.reader(self.quantized(made, f"{name}.made"), shape.outputs, shape.output_size, f"reader.{copy}")
+        return self.quantized(made, f"{name}.made")
 
     def reader(self, value: str, channels: int, size: tuple[int, ...], name: str) -> str:
         """(batch, 1, …) of one pixel, or of a vector."""

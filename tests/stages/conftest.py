@@ -1,5 +1,7 @@
 """Tiny networks, a small part of the handwritten digits, and a listener, for the tests of the stages."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +118,29 @@ def listener() -> Listener:
 @pytest.fixture
 def context(tmp_path: Path, listener: Listener) -> Context:
     return Context(folder=tmp_path, project=tmp_path, seed=0, threads=1, progress=listener)
+
+
+def _blocks_device() -> Any:
+    spec = importlib.util.spec_from_file_location("blocks_device", Path(__file__).with_name("blocks_device.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["blocks_device"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def board() -> Any:
+    """A device whose kernels work in blocks: see `blocks_device.py`."""
+    return _blocks_device().Board()
+
+
+@pytest.fixture
+def law() -> Callable[..., float]:
+    """`law(pixels, kernel, inputs, outputs, depthwise=False)`: what the board takes for a layer, in ns."""
+    law: Callable[..., float] = _blocks_device().layer_ns
+    return law
 
 
 @pytest.fixture
