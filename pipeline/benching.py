@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -18,17 +19,19 @@ from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.pipeline.variants import expanded
 from kdpipe.robustness.intervals import BoolArray
+from kdpipe.stages import throughput
 from kdpipe.stages.bench import Setting, latency_figure
 from kdpipe.stages.device_quality import DeviceQuality, judged_on, spread
 from kdpipe.stages.stage import Progress
 from kdpipe.targets import latency
 from kdpipe.targets.clock_watch import watched
 from kdpipe.targets.cold_start import cold_start
+from kdpipe.targets.conditions import judged
 from kdpipe.targets.devices.device import Device, require_runtime_there, runnable_there, why_no_latency
 from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, ModelFile, StartRequest, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, EnergyRequest, ModelFile, StartRequest, Watched, Windows
 from kdpipe.targets.energy import energy
-from kdpipe.targets.measurements import DeviceFacts, Energy, Latency, Percentile, Start
+from kdpipe.targets.measurements import Conditions, DeviceFacts, Energy, Latency, Percentile, Rate, Start, Throughput
 from kdpipe.targets.profile import Profile, RuntimeNeed
 from kdpipe.targets.runtimes.runtime import session_name
 
@@ -51,6 +54,8 @@ class Asked:
     seconds: float = 10.0
     batch: int = 1
     threads: int = 1
+    mode: Literal["single-stream", "throughput"] = "single-stream"
+    streams: int | None = None
 
 
 class BundleQuality(BaseModel, extra="forbid", frozen=True):
@@ -81,6 +86,22 @@ class BundleLatency(BaseModel, extra="forbid", frozen=True):
     ratio_to_first: Percentile | None
 
 
+class BundleThroughput(BaseModel, extra="forbid", frozen=True):
+    """A bundle's throughput; `ratio_to_first`: over the first bundle's, above 1 is more, None for that one."""
+
+    bundle: str
+    device: str
+    throughput: Throughput
+    ratio_to_first: Rate | None
+
+
+class DeviceConditions(BaseModel, extra="forbid", frozen=True):
+    """What a device did during one comparison, and whether its figures can be claimed."""
+
+    device: str
+    conditions: Conditions
+
+
 class BundleStart(BaseModel, extra="forbid", frozen=True):
     """A bundle in a fresh process."""
 
@@ -108,6 +129,8 @@ class Benched(BaseModel, extra="forbid", frozen=True):
     energies: tuple[BundleEnergy, ...]
     not_measured: tuple[str, ...] = Field(())
     warnings: tuple[str, ...] = Field(())
+    throughputs: tuple[BundleThroughput, ...] = ()
+    conditions: tuple[DeviceConditions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,8 @@ class _Found:
     energies: list[BundleEnergy]
     not_measured: list[str]
     warnings: list[str]
+    throughputs: list[BundleThroughput] = field(default_factory=list)
+    conditions: list[DeviceConditions] = field(default_factory=list)
 
 
 def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
@@ -165,6 +190,8 @@ def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
         energies=tuple(found.energies),
         not_measured=tuple(found.not_measured),
         warnings=tuple(found.warnings),
+        throughputs=tuple(found.throughputs),
+        conditions=tuple(found.conditions),
     )
 
 
@@ -206,9 +233,9 @@ def tell_changes(project: Path, name: str, facts: DeviceFacts, progress: Progres
 def _accuracies(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, progress: Progress, found: _Found) -> None:
     for bundle in bundles:
         needs = bundle.profile.runtimes_there(facts.runtimes)
-        for judged in judged_on(device, facts, bundle.model, needs, basis.data.test, progress, hint=bundle.profile.bench.hint):
-            found.accuracies.append(BundleQuality(bundle=bundle.name, quality=judged.quality))
-            found.correct[bundle.name][f"{judged.quality.runtime.split()[0]} on {device.name}"] = judged.correct
+        for it in judged_on(device, facts, bundle.model, needs, basis.data.test, progress, hint=bundle.profile.bench.hint):
+            found.accuracies.append(BundleQuality(bundle=bundle.name, quality=it.quality))
+            found.correct[bundle.name][f"{it.quality.runtime.split()[0]} on {device.name}"] = it.correct
 
 
 def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, asked: Asked, progress: Progress, found: _Found) -> None:
@@ -226,6 +253,9 @@ def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis
         inputs = Path(folder) / "inputs.npy"
         np.save(inputs, samples)
         for setting, together in progress(comparisons, f"latency on {device.name}", total=len(comparisons), unit="comparison"):
+            if asked.mode == "throughput":
+                _loaded(device, facts, setting, together, inputs, asked, basis.seed, found)
+                continue
             _compared(device, setting, together, inputs, asked, basis.seed, found)
             _started(device, setting, together, inputs, found)
             _energy(device, setting, together, inputs, asked, found)
@@ -255,20 +285,38 @@ def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inpu
         comparisons=(comparison,), seconds=asked.seconds, runs=latency.runs_needed(_PERCENTILE), warmup_seconds=_WARMUP_SECONDS, limit_seconds=limit
     )
     windows: dict[str, latency.Windows] = {}
+    seen: list[Watched] = []
     where = f"device {device.name}, {setting.title}"
     for message in watched(device.ask("bench", request, limit_seconds=2 * limit + 60), device=device.name):
         if isinstance(message, Windows):
             windows[message.model] = tuple(np.array(window, dtype=np.int64) for window in message.ns)
-        elif isinstance(message, ComparisonDone) and not all(message.warm.values()):
-            found.warnings.append(f"{where}: not stable when the warm-up ended")
+        elif isinstance(message, ComparisonDone):
+            found.warnings += [] if all(message.warm.values()) else [f"{where}: not stable when the warm-up ended"]
+            seen += [message.conditions] if message.conditions is not None else []
     measured = latency.measured(windows, numpy_stream(seed, f"bench/{setting.id}"))
     first = measured[bundles[0].name]
     for bundle in bundles:
         ratio = None if bundle is bundles[0] else latency.ratio_of(measured[bundle.name], first)
         figure = latency_figure(setting, "int8", measured[bundle.name], None)
         found.latencies.append(BundleLatency(bundle=bundle.name, device=device.name, latency=figure, ratio_to_first=ratio))
-    said = latency.noise_warning(latency.ratio_of(measured[_AGAIN], first), where), latency.drift_warning(windows[bundles[0].name], where)
+    again, drift = latency.ratio_of(measured[_AGAIN], first), latency.drift_of(windows[bundles[0].name])
+    for it in seen:
+        met = judged(it, again, drift, runtime=setting.runtime_name, batch=setting.batch, threads=setting.threads)
+        found.conditions.append(DeviceConditions(device=device.name, conditions=met))
+    said = latency.noise_warning(again, where), latency.drift_warning(windows[bundles[0].name], where)
     found.warnings += [line.replace("the float model", bundles[0].name) for line in said if line]
+
+
+def _loaded(device: Device, facts: DeviceFacts, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, asked: Asked, seed: int, found: _Found) -> None:
+    streams = throughput.streams_of(asked.streams, facts.cores, setting.threads)
+    (load,) = throughput.loads([(setting.need.name, setting.runtime_name)], batch=setting.batch, threads=setting.threads, streams=streams)
+    files = {bundle.name: bundle.model for bundle in bundles}
+    measured = throughput.measured(device, load, files, bundles[0].name, inputs, seconds=asked.seconds, warmup_seconds=_WARMUP_SECONDS, seed=seed)
+    for bundle in bundles:
+        figure, ratio = measured.figure(bundle.name, load, to_float=False), measured.rates[bundle.name][1]
+        found.throughputs.append(BundleThroughput(bundle=bundle.name, device=device.name, throughput=figure, ratio_to_first=ratio))
+    found.conditions += [DeviceConditions(device=device.name, conditions=measured.conditions)] if measured.conditions else []
+    found.warnings += [f"device {device.name}, {line}" for line in measured.warnings]
 
 
 def _started(device: Device, setting: Setting, bundles: Sequence[_Bundle], inputs: Path, found: _Found) -> None:

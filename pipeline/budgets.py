@@ -154,11 +154,15 @@ def _p90s(tail: TargetResults) -> list[_Measured]:
     if tail.bench.not_measured is not None:
         return [_Measured(None, tail.bench.not_measured)]
     measured = []
+    throttled = {(it.runtime, it.batch, it.threads): it.told for it in tail.bench.conditions if it.verdict == "throttled" and it.streams is None}
     for latency in tail.bench.latencies:
         if latency.model == "int8" and latency.batch == 1:
             where = f"{latency.runtime}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"
             p90 = latency.p90
-            if p90.value_ms is None or p90.high_ms is None:
+            held_back = throttled.get((latency.runtime, latency.batch, latency.threads))
+            if held_back is not None:
+                measured.append(_Measured(None, f"{where}: {held_back}"))
+            elif p90.value_ms is None or p90.high_ms is None:
                 measured.append(_Measured(None, f"{where}: {p90.reason or 'no interval of p90'}"))
             else:
                 measured.append(

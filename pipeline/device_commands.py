@@ -11,7 +11,7 @@ from kdpipe.pipeline.printing import print_json, print_table, table
 
 if TYPE_CHECKING:
     from kdpipe.pipeline.benching import Benched
-    from kdpipe.targets.measurements import DeviceFacts
+    from kdpipe.targets.measurements import Conditions, DeviceFacts
 
 devices = typer.Typer(help="The machines on which files are measured: boards over SSH, emulated CPUs, this host.", no_args_is_help=True)
 
@@ -155,7 +155,11 @@ def bench(
     data: Annotated[str | None, typer.Option("--data", help="Other data with the same classes.", show_default="the bundle's own")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, max=600, help="Measured time of one comparison.")] = 10.0,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Batch size; a static file has its own.")] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of the runtime; for throughput, of each caller.")] = 1,
+    mode: Annotated[
+        str, typer.Option("--mode", help="single-stream: the latency of each run; throughput: samples a second of several callers.")
+    ] = "single-stream",
+    streams: Annotated[int | None, typer.Option("--streams", min=1, max=1024, help="Callers at a time.", show_default="cores by threads")] = None,
     max_spread: Annotated[float | None, typer.Option("--max-spread", help="Percentage points that the accuracies of one file may lie apart.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -165,7 +169,11 @@ def bench(
     from kdpipe.pipeline.benching import bench as run
     from kdpipe.pipeline.progress import progress_for
 
-    asked = Asked(tuple(device or ("host",)), project, data, seconds, batch, threads)
+    if mode not in ("single-stream", "throughput"):
+        raise ConfigError(f"unknown mode {mode!r}", at="--mode", do="name single-stream or throughput")
+    if streams is not None and mode != "throughput":
+        raise ConfigError("several callers at a time have no latency that is one caller's", at="--streams", do="add --mode throughput, or leave it out")
+    asked = Asked(tuple(device or ("host",)), project, data, seconds, batch, threads, "throughput" if mode == "throughput" else "single-stream", streams)
     with progress_for(as_json=as_json) as progress:
         result = run(bundles, asked, progress)
     exceeded = [spread.bundle for spread in result.spreads if max_spread is not None and spread.high > max_spread]
@@ -223,6 +231,9 @@ def _show_bench(result: "Benched") -> None:
             cells = [f"{start.start.load_ms:.1f}", f"{start.start.first_inference_ms:.2f}", f"{start.start.peak_memory_bytes / 1e6:.0f}"]
             starts.add_row(start.bundle, start.device, start.start.runtime, *cells)
         print_table(starts)
+    _show_throughputs(result)
+    for met in result.conditions:
+        print(f"{met.device}, {_conditions(met.conditions)}")
     for joules in result.energies:
         told = f"{joules.energy.millijoules:.3g} mJ a run, rounds from {joules.energy.lowest_millijoules:.3g} to {joules.energy.highest_millijoules:.3g}"
         print(f"energy of {joules.bundle} on {joules.device}: {told}; the machine at rest takes {joules.energy.rest_watts:.3g} W ({joules.energy.counter})")
@@ -230,8 +241,30 @@ def _show_bench(result: "Benched") -> None:
         print(line)
 
 
+def _conditions(it: "Conditions") -> str:
+    kept = f" on CPU {', '.join(map(str, it.cores))}" if it.cores else ""
+    threads = f"{it.threads} thread{'' if it.threads == 1 else 's'}" + (f" for each of {it.streams} callers" if it.streams else "")
+    return f"{it.runtime}, batch {it.batch}, {threads}{kept}: {'; '.join((it.told, *it.reasons))}"
+
+
+def _show_throughputs(result: "Benched") -> None:
+    if not result.throughputs:
+        return
+    rates = table("bundle", "device", "runtime", "batch", "callers", "threads each", "samples/s [95 %]", "over the first's")
+    for it in result.throughputs:
+        figure, rate = it.throughput, it.throughput.samples_per_second
+        told = "–" if it.ratio_to_first is None else f"{it.ratio_to_first.value:.3f} [{it.ratio_to_first.low:.3f}, {it.ratio_to_first.high:.3f}]"
+        cells = [str(figure.batch), str(figure.streams), str(figure.threads), f"{rate.value:,.0f} [{rate.low:,.0f}, {rate.high:,.0f}]", told]
+        rates.add_row(it.bundle, it.device, figure.runtime, *cells)
+    print_table(rates)
+
+
 def _with_interval(percentile: Any) -> str:
-    return str(percentile.reason) if percentile.value_ms is None else f"{percentile.value_ms:.3f} [{percentile.low_ms:.3f}, {percentile.high_ms:.3f}]"
+    from kdpipe.pipeline.report.numbers import significant
+
+    if percentile.value_ms is None:
+        return str(percentile.reason)
+    return f"{significant(percentile.value_ms)} [{significant(percentile.low_ms)}, {significant(percentile.high_ms)}]"
 
 
 def _say(message: str) -> None:

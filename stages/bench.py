@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, InstanceOf
 
 from kdpipe.foundation.files import write_json
 from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.stages import throughput
 from kdpipe.stages.device_quality import CORRECT_FILE, QUALITY_FILE, DeviceQualities, Judged, judged_on
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets import latency
@@ -28,7 +29,7 @@ from kdpipe.targets.energy import energy
 from kdpipe.targets.explanation import why_not_faster
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
-from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start
+from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start, Throughput
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
 from kdpipe.targets.runtimes.runtime import require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
@@ -50,6 +51,10 @@ class BenchConfig(BaseModel, extra="forbid", frozen=True):
     batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(None, min_length=1, description="batch sizes, e.g. [1, 32]")
     threads: tuple[Threads, ...] | None = Field(None, min_length=1, description="thread counts, e.g. [1, 'all']")
     percentiles: tuple[Literal[50, 90, 95, 99], ...] | None = Field(None, min_length=1, description="measured on until these are claimable")
+    modes: tuple[Literal["single-stream", "throughput", "cold-start"], ...] | None = Field(
+        None, min_length=1, description="what is measured; unset: single-stream (the latency of each run) and cold-start"
+    )
+    streams: int | None = Field(None, ge=1, le=1024, description="callers at the same time for throughput, one thread each; unset: one for each core")
     starts: int = Field(1, ge=1, le=20, description="fresh processes for load, first inference and memory; medians are reported")
     warmup_seconds: float = Field(1.0, gt=0, le=60, description="most time for warming up one comparison")
     device: str | None = Field(None, description="filled by the build: the name of the device that measures; None: this host")
@@ -153,19 +158,26 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
     facts = device.facts()
     cases = list(_cases(profile, config, facts, device))
     seconds = config.seconds or profile.bench.seconds
+    modes = config.modes or ("single-stream", "cold-start")
     with tempfile.TemporaryDirectory() as folder:
         samples = _samples(inputs.data.test, max(case.batch for case in cases))
         file = Path(folder) / "inputs.npy"
         np.save(file, samples)
         latencies, noise, conditions, warnings = [], [], [], []
-        for case in context.progress(cases, f"bench {profile.name}", total=len(cases), unit="comparison"):
+        for case in context.progress(cases if "single-stream" in modes else [], f"bench {profile.name}", total=len(cases), unit="comparison"):
             request = _request(case, profile, config, seconds, export, file)
             figures, check, met, said = _summary(case, _answers(device, request), context.seed)
             latencies += figures
             noise.append(check)
             conditions += met
+            for it in met:
+                if it.verdict != "claimable":
+                    context.progress.say(f"bench {profile.name}, {case.title}: {'; '.join((it.told, *it.reasons))}")
             warnings += said
-        starts = tuple(_starts(profile, config, context, export, file, device, cases))
+        throughputs, met, said = _throughputs(cases, config, seconds, export, file, device, facts, context) if "throughput" in modes else ([], [], [])
+        conditions += met
+        warnings += said
+        starts = tuple(_starts(profile, config, context, export, file, device, cases)) if "cold-start" in modes else ()
         joules, no_energy = _energy(profile, cases, seconds, export, file, device)
         on_host = isinstance(device, LocalDevice)
         explanations = tuple(_explanations(profile, export, samples)) if on_host else ()
@@ -181,6 +193,7 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         energy=joules,
         energy_not_measured=no_energy,
         conditions=tuple(conditions),
+        throughputs=tuple(throughputs),
     )
 
 
@@ -248,6 +261,25 @@ def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[lis
     met = [judged(it, again, drift, runtime=case.runtime_name, batch=case.batch, threads=case.threads) for it in watched_there]
     warnings += [f"{case.title}: {it.told}" for it in met if it.verdict == "throttled"]
     return figures, check, met, warnings + [line for line in said if line]
+
+
+def _throughputs(
+    cases: Iterable[Setting], config: BenchConfig, seconds: float, export: Path, inputs: Path, device: Device, facts: DeviceFacts, context: Context
+) -> tuple[list[Throughput], list[Conditions], list[str]]:
+    """At the largest batch, one thread a caller, in each runtime."""
+    cases = list(cases)
+    batch = max(case.batch for case in cases)
+    loads = list(throughput.loads(((case.need.name, case.runtime_name) for case in cases), batch=batch, threads=1, streams=config.streams or facts.cores))
+    files: dict[str, Path] = {name: export / file for name, file in FILES.items()}
+    figures: list[Throughput] = []
+    met: list[Conditions] = []
+    said: list[str] = []
+    for load in context.progress(loads, "throughput", total=len(loads), unit="comparison"):
+        found = throughput.measured(device, load, files, "float", inputs, seconds=seconds, warmup_seconds=config.warmup_seconds, seed=context.seed)
+        figures += [found.figure(name, load, to_float=True) for name in files]
+        met += [found.conditions] if found.conditions else []
+        said += found.warnings
+    return figures, met, said
 
 
 def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None) -> Latency:

@@ -11,6 +11,7 @@ measured is opened with the same settings.
 from __future__ import annotations  # Python 3.8 on boards
 
 import base64
+import contextlib
 import gc
 import io
 import json
@@ -41,6 +42,11 @@ PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
     "onnxruntime-xnnpack": "XnnpackExecutionProvider",
 }
+_WITH_LIBRARIES = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "OpenVINOExecutionProvider")  # loaded when one is asked for
+# the smallest ONNX file: y = Identity(x)
+_IDENTITY = bytes.fromhex(
+    "080712003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
 OPENVINO_DEVICES = {"openvino": "CPU", "openvino-gpu": "GPU", "openvino-npu": "NPU"}
 # Under which names a module is published; each with other providers.
 DISTRIBUTIONS = {
@@ -124,7 +130,8 @@ def load_onnxruntime(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if provider != "CPUExecutionProvider":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, threads, there))
+    with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints that it falls back, which is refused below
+        session = onnxruntime.InferenceSession(model, options, providers=_providers(provider, threads, there))
     session.disable_fallback()
     if provider not in session.get_providers():
         raise NotThereError(f"{provider} is in this onnxruntime {onnxruntime.__version__} but does not start; its libraries or its device are missing")
@@ -216,17 +223,6 @@ def load(runtime: str, model: str, threads: int, hint: str, streams: int = 1) ->
     return load_openvino(model, threads, hint, OPENVINO_DEVICES[runtime], streams=streams)
 
 
-def callers(loaded: Loaded, streams: int) -> list[Callable[[Array], Array]]:
-    """A function for each of `streams` threads that ask the model at the same time. ONNX Runtime's sessions take that; OpenVINO has a request for each."""
-    if not hasattr(loaded.handle, "create_infer_request"):
-        return [loaded.run] * streams
-
-    def caller(request: Any) -> Callable[[Array], Array]:
-        return lambda batch: request.infer([batch], share_inputs=True, share_outputs=True)[0]
-
-    return [caller(loaded.handle.create_infer_request()) for _ in range(streams)]
-
-
 def module_of(runtime: str) -> str:
     """The Python module that a runtime of this file is part of."""
     return runtime.split("-")[0]
@@ -255,12 +251,26 @@ def runtimes() -> dict[str, str]:
     """Installed runtimes by name, and their providers and devices beside the CPU, with the same version (`onnxruntime-xnnpack`)."""
     found = versions()
     if "onnxruntime" in found:
-        there = _tried(lambda: __import__("onnxruntime").get_available_providers())
+        there = _tried(_providers_that_start)
         found.update({name: found["onnxruntime"] for name, provider in PROVIDERS.items() if provider in there})
     if "openvino" in found:
         there = [name.split(".")[0] for name in _tried(lambda: __import__("openvino").Core().available_devices)]
         found.update({name: found["openvino"] for name, device in OPENVINO_DEVICES.items() if device in there})
     return found
+
+
+def _providers_that_start() -> list[str]:
+    """A wheel names the providers that it was built with; whether their libraries and their chip are here shows when one is started."""
+    import onnxruntime
+
+    def starts(provider: str) -> bool:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints that it falls back
+            session = onnxruntime.InferenceSession(_IDENTITY, options, providers=[provider, "CPUExecutionProvider"])
+        return provider in session.get_providers()
+
+    return [name for name in onnxruntime.get_available_providers() if name not in _WITH_LIBRARIES or starts(name)]
 
 
 def _tried(ask: Callable[[], list[str]]) -> list[str]:
@@ -515,11 +525,8 @@ def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[in
     runtime, threads, hint = comparison["runtime"], comparison["threads"], comparison["hint"]
     models = [(model["name"], load(runtime, model["path"], threads, hint, streams)) for model in comparison["models"]]
     batches = _batches(samples, comparison["batch"])
-    meters: list[Meter]
-    if together:
-        meters = [Crowd(name, callers(loaded, streams), batches, request["window_seconds"]) for name, loaded in models]
-    else:
-        meters = [Meter(name, loaded.run, batches, request["window_seconds"]) for name, loaded in models]
+    kind = Meter if not together else Requests if runtime in OPENVINO_DEVICES else Crowd
+    meters = [kind(name, loaded, batches, request["window_seconds"], streams) for name, loaded in models]
     before = clock_mhz(), temperature_celsius()
     gc.collect()
     gc.disable()  # a pause of this script's own memory is not the model's latency
@@ -632,8 +639,8 @@ def find_counter(sys_folder: str = "/sys") -> EnergyCounter | str:
 class Meter:
     """One model of a comparison, measured a window at a time; `medians_ns` of its windows so far."""
 
-    def __init__(self, name: str, run: Callable[[Array], Array], batches: list[Array], window_seconds: float) -> None:
-        self.name, self.run, self.batches = name, run, batches
+    def __init__(self, name: str, loaded: Loaded, batches: list[Array], window_seconds: float, streams: int = 1) -> None:
+        self.name, self.run, self.batches = name, loaded.run, batches
         self.window_ns = int(window_seconds * 1e9)
         self.medians_ns: list[float] = []
         self.position = 0
@@ -662,32 +669,80 @@ class Meter:
 
 
 class Crowd(Meter):
-    """One model that several callers ask at the same time, each as soon as it has its answer; a window gives [runs, nanoseconds] of each caller."""
+    """One model that several threads ask at the same time, each as soon as it has its answer; a window gives [runs, nanoseconds] of each.
 
-    def __init__(self, name: str, runs: list[Callable[[Array], Array]], batches: list[Array], window_seconds: float) -> None:
-        super().__init__(name, runs[0], batches, window_seconds)
-        self.crowd = runs
-        self.pool = ThreadPoolExecutor(len(runs))
+    Sessions of ONNX Runtime take that, and hold no lock of Python's meanwhile.
+    """
+
+    def __init__(self, name: str, loaded: Loaded, batches: list[Array], window_seconds: float, streams: int) -> None:
+        super().__init__(name, loaded, batches, window_seconds)
+        self.streams = streams
+        self.pool = ThreadPoolExecutor(streams)
 
     def window(self) -> list[Any]:
         """Every caller begins with a run that is not counted, and goes on until the time is over."""
-        start = threading.Barrier(len(self.crowd))
-        asked = [self.pool.submit(self._asking, run, start, offset) for offset, run in enumerate(self.crowd)]
-        taken = [answer.result() for answer in asked]
+        taken = self.taken()
         self.medians_ns.append(1 / sum(runs / ns for runs, ns in taken))  # nanoseconds a run, all callers together
         self.runs_total += sum(runs for runs, _ in taken)
         return taken
 
-    def _asking(self, run: Callable[[Array], Array], start: threading.Barrier, offset: int) -> list[int]:
+    def taken(self) -> list[list[int]]:
+        """One window: of each caller [runs, nanoseconds]."""
+        start = threading.Barrier(self.streams)
+        return [answer.result() for answer in [self.pool.submit(self._asking, start, offset) for offset in range(self.streams)]]
+
+    def _asking(self, start: threading.Barrier, offset: int) -> list[int]:
         start.wait()
-        run(self.batches[offset % len(self.batches)])
+        self.run(self.batches[offset % len(self.batches)])
         runs, begin = 0, time.perf_counter_ns()
         while True:
-            run(self.batches[(offset + runs) % len(self.batches)])
+            self.run(self.batches[(offset + runs) % len(self.batches)])
             runs += 1
             spent = time.perf_counter_ns() - begin
             if spent >= self.window_ns:
                 return [runs, spent]
+
+
+class Requests(Crowd):
+    """The same for OpenVINO: this thread keeps as many requests under way as there are callers.
+
+    Two Python threads in `infer` of two requests wait for each other for ever, sooner or later (OpenVINO 2026.4: one makes a tensor and holds Python's
+    lock, the other gives its tensor back and waits for it). So tensors are made once, before, and one thread alone asks.
+    """
+
+    def __init__(self, name: str, loaded: Loaded, batches: list[Array], window_seconds: float, streams: int) -> None:
+        import openvino
+
+        super().__init__(name, loaded, batches, window_seconds, streams)
+        self.requests = [loaded.handle.create_infer_request() for _ in range(streams)]
+        self.tensors = [openvino.Tensor(batch, shared_memory=True) for batch in batches]
+
+    def taken(self) -> list[list[int]]:
+        """See `Crowd.taken`."""
+        for number in range(self.streams):
+            self._ask(number, number)
+        for request in self.requests:
+            request.wait()
+        runs, spent, begin = [0] * self.streams, [0] * self.streams, time.perf_counter_ns()
+        for number in range(self.streams):
+            self._ask(number, number)
+        while not all(spent):
+            for number, request in enumerate(self.requests):
+                if spent[number]:
+                    continue
+                request.wait()
+                runs[number] += 1
+                now = time.perf_counter_ns() - begin
+                if now >= self.window_ns:
+                    spent[number] = now
+                else:
+                    self._ask(number, number + runs[number])
+        return [list(pair) for pair in zip(runs, spent)]  # noqa: B905  # Python 3.8 has no strict=
+
+    def _ask(self, number: int, position: int) -> None:
+        request = self.requests[number]
+        request.set_input_tensor(self.tensors[position % len(self.tensors)])
+        request.start_async()
 
 
 def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ SOURCE = Path(agent.__file__)
 def ask(command: str, request: object) -> tuple[int, list[dict], str]:
     answer = subprocess.run([sys.executable, str(SOURCE), command], input=json.dumps(request), capture_output=True, text=True, timeout=120, check=False)
     return answer.returncode, [json.loads(line) for line in answer.stdout.splitlines()], answer.stderr
+
+
+def running(run) -> agent.Loaded:
+    return agent.Loaded(run, None, "input", "tensor(float)", None, (), 1)
 
 
 def test_the_agent_is_written_in_python_3_8():
@@ -113,9 +118,39 @@ def test_bench_measures_every_model_in_equally_many_windows(files, samples, tmp_
     assert set(lines[4]["warm"]) == {"u8", "float"}
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_throughput_counts_the_runs_of_each_caller_and_says_what_the_machine_did(runtime, files, samples, tmp_path):
+    np.save(tmp_path / "inputs.npy", samples)
+    models = [{"name": name, "path": str(files / "float.onnx")} for name in ("a", "again")]
+    comparison = {"id": "c", "runtime": runtime, "threads": 1, "batch": 4, "hint": "throughput", "inputs": str(tmp_path / "inputs.npy"), "models": models}
+    comparison |= {"mode": "throughput", "streams": 3}
+    request = {"comparisons": [comparison], "seconds": 0.05, "runs": 1, "windows": 4, "window_seconds": 0.02, "warmup_seconds": 0.1, "limit_seconds": 20}
+    code, lines, said = ask("bench", request)
+    assert (code, [line["kind"] for line in lines]) == (0, ["hello", "elapsed", "throughput", "throughput", "comparison", "done"]), said
+    for line in lines[2:4]:
+        assert len(line["windows"]) >= 4
+        assert all(len(window) == 3 for window in line["windows"])
+        assert all(runs >= 1 and ns >= 20_000_000 for window in line["windows"] for runs, ns in window)
+    conditions = lines[4]["conditions"]
+    assert set(conditions["cores"]) <= os.sched_getaffinity(0)
+    assert conditions["seconds"] >= 0.05
+
+
+def test_a_comparison_is_kept_on_as_many_cores_as_it_has_threads(files, samples, tmp_path):
+    np.save(tmp_path / "inputs.npy", samples)
+    models = [{"name": "float", "path": str(files / "float.onnx")}]
+    comparison = {"id": "c", "runtime": "onnxruntime", "threads": 1, "batch": 1, "hint": "latency", "inputs": str(tmp_path / "inputs.npy"), "models": models}
+    request = {"comparisons": [comparison] * 2, "seconds": 0.02, "runs": 1, "windows": 2, "window_seconds": 0.005, "warmup_seconds": 0.1, "limit_seconds": 20}
+    code, lines, said = ask("bench", request)
+    cores = [line["conditions"]["cores"] for line in lines if line["kind"] == "comparison"]
+    assert code == 0, said
+    assert cores[0] == cores[1]  # one choice for the whole process: a runtime keeps its threads where they were
+    assert len(cores[0]) == 1
+
+
 def test_a_window_gives_real_inputs_in_turn_and_does_not_count_its_first_run():
     seen = []
-    meter = Meter("m", lambda batch: seen.append(int(batch[0])), [np.array([index]) for index in range(3)], window_seconds=0.001)
+    meter = Meter("m", running(lambda batch: seen.append(int(batch[0]))), [np.array([index]) for index in range(3)], window_seconds=0.001)
     taken = meter.window()
     assert (len(taken), len(seen)) == (1, 2)
     meter.medians_ns[-1] = 1e6 / 4  # as if a run took a quarter of the window
@@ -126,7 +161,7 @@ def test_a_window_gives_real_inputs_in_turn_and_does_not_count_its_first_run():
 
 @pytest.mark.parametrize(("medians", "warm"), [([9, 5, 5], False), ([9, 5.0, 5.1, 5.2], True), ([9, 5, 5, 6], False), ([5, 5, 5], False)])
 def test_warm_is_three_windows_in_a_row_within_five_per_cent_after_the_first(medians, warm):
-    meter = Meter("m", lambda batch: batch, [np.zeros(1)], window_seconds=0.001)
+    meter = Meter("m", running(lambda batch: batch), [np.zeros(1)], window_seconds=0.001)
     meter.medians_ns = list(medians)
     assert meter.warm() is warm
 
