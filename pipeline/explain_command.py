@@ -55,7 +55,11 @@ def headline(explanation: "Explanation") -> str:
     threads = f", {explanation.threads} thread{'s' if explanation.threads != 1 else ''}" if explanation.threads else ""
     time = f": {explanation.milliseconds:.3f} ms" if explanation.milliseconds else ""
     ratio = f", {1 / explanation.ratio_to_float:.2f} times as fast as float" if explanation.ratio_to_float else ""
-    layers = f"; {100 * explanation.int8_share:.0f} % of the convolutions and linear layers in int8" if explanation.nodes else ""
+    layers = (
+        f"; {100 * explanation.int8_share:.0f} % of the convolutions and linear layers in int8"
+        if explanation.nodes and explanation.int8_share is not None
+        else ""
+    )
     return f"{explanation.runtime}{threads}{time}{ratio}{layers}"
 
 

@@ -7,7 +7,7 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.causes import Evidence, findings
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.measurements import Explanation
-from kdpipe.targets.observed import Observed, Opening, Times, times
+from kdpipe.targets.observed import NOT_TOLD, Observed, Opening, Times, times
 from kdpipe.targets.runtimes.runtime import Hint, found_runtime, open_session
 
 
@@ -49,8 +49,10 @@ def concluded(runtime: str, evidence: Evidence) -> Explanation:
     )
 
 
-def int8_share(seen: Observed) -> float:
-    """Of the convolutions and linear layers, in [0, 1]; 0 where there are none."""
+def int8_share(seen: Observed) -> float | None:
+    """Of the convolutions and linear layers, in [0, 1]; 0 where there are none, None where the runtime does not tell of its nodes."""
+    if any(node.precision == NOT_TOLD for node in seen.nodes):
+        return None
     layers = [node for node in seen.nodes if node.name in seen.compute]
     return sum(node.precision == "int8" for node in layers) / len(layers) if layers else 0.0
 

@@ -181,7 +181,7 @@ class Explanation(BaseModel, extra="forbid", frozen=True):
 
     runtime: str
     nodes: tuple[NodePrecision, ...]
-    int8_share: float = Field(ge=0, le=1, description="share of the convolutions and linear layers that run in int8")
+    int8_share: float | None = Field(ge=0, le=1, description="share of the convolutions and linear layers that run in int8; None: the runtime does not tell")
     findings: tuple[Finding, ...] = ()
     threads: int | None = Field(None, ge=1)
     milliseconds: float | None = Field(

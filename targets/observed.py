@@ -13,6 +13,7 @@ from kdpipe.targets.devices.agent import Loaded, usable_cores
 from kdpipe.targets.measurements import NodePrecision
 from kdpipe.targets.qdq_reading import Reason
 
+NOT_TOLD = "not told"  # the precision of what a runtime keeps to itself
 WITHIN_BATCH = 16  # the size at which a sample's marginal time is measured
 _TIMED_SECONDS = 0.1  # of each of the loads that are timed in turn
 _TURNS = 8

@@ -15,7 +15,7 @@ import onnx
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.agent import Loaded, load_onnxruntime
 from kdpipe.targets.measurements import NodePrecision
-from kdpipe.targets.observed import Observed, shares
+from kdpipe.targets.observed import NOT_TOLD, Observed, shares
 from kdpipe.targets.qdq_reading import CARRIERS, LAYERS, Reading, Reason, reading, reasons
 from kdpipe.targets.runtimes.runtime import Hint
 
@@ -62,7 +62,7 @@ def accelerated_view(model: Path, threads: int, hint: Hint, provider: str, examp
         NodePrecision(
             name=name,
             operator=event.operator,
-            precision=event.precision if event.operator != "Subgraph" and name in fell_back else "not told",
+            precision=event.precision if name in fell_back else NOT_TOLD,
             note=f"run by {event.provider.removesuffix('ExecutionProvider')}",
             microseconds=event.microseconds,
             bytes_read=event.bytes_read,
@@ -100,7 +100,7 @@ def _event(events: Sequence[Mapping[str, Any]], runs: int) -> Event:
         microseconds=float(each * taken[len(taken) // 10]),
         bytes_read=sum(int(event["args"].get("activation_size", 0)) for event in last),  # weights that were packed at loading are not in parameter_size
         bytes_written=sum(int(event["args"].get("output_size", 0)) for event in last),
-        precision=_SHORT.get(outputs[0], outputs[0]) if outputs else "not told",
+        precision=_SHORT.get(outputs[0], outputs[0]) if outputs else NOT_TOLD,
     )
 
 

@@ -55,7 +55,7 @@ class LoadedSession:
         loaded = self._open
         _require_valid(loaded, example, at=str(self.model))
         if self._explain is None:
-            return Explanation(runtime=self.name, nodes=(), int8_share=0.0)
+            return Explanation(runtime=self.name, nodes=(), int8_share=None)
         return self._explain(loaded, example)
 
     def _run(self, loaded: Loaded, batch: Float32Array) -> Float32Array:

@@ -182,11 +182,3 @@ def test_explain_finds_no_int8_in_a_float_file(runtime, files, samples):
         explanation = session.explain(samples)
     assert explanation.int8_share == 0.0
     assert {node.precision for node in explanation.nodes} == {"float32"}
-
-
-def test_explain_calls_a_tiny_network_tiny_with_the_figures(runtime, files, samples):
-    with open_session(runtime, files / "float.onnx") as tiny:
-        said = [finding for finding in tiny.explain(samples).findings if "the network is tiny" in finding.text]
-    assert len(said) == 1
-    assert "ms alone" in said[0].text
-    assert "within a batch of 16" in said[0].text
