@@ -25,13 +25,27 @@ class Shared(nn.Module):
         return self.head(torch.cat([y, self.beside(y)], 1).mean((2, 3)))
 
 
-@pytest.fixture
-def networks(tiny, digits, still_task):
-    from kdpipe.foundation.networks import build_network
-    from kdpipe.foundation.randomness import stream
+class Depthwise(nn.Module):
+    """Expand, convolve depthwise, project, twice; the second time beside a shortcut."""
 
-    mobile = build_network(still_task.network_spec("mobilenetv2-0.25", {}, digits, at="test"), stream(0, "test"))
-    return {"residual": tiny(width=1.0).module, "depthwise": mobile.module, "shared": Shared()}
+    def __init__(self):
+        super().__init__()
+        self.first = self._block(1, 8)
+        self.second = self._block(8, 8)
+        self.head = nn.Linear(8, 10)
+
+    @staticmethod
+    def _block(inputs, outputs):
+        return nn.Sequential(nn.Conv2d(inputs, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU6(), nn.Conv2d(12, outputs, 1))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head((x + self.second(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def networks(tiny):
+    return {"residual": tiny(width=1.0).module, "depthwise": Depthwise(), "shared": Shared()}
 
 
 def shapes_of(calls):
