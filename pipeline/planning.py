@@ -13,6 +13,7 @@ import psutil
 from pydantic import BaseModel
 
 from kdpipe.foundation.errors import ConfigError
+from kdpipe.pipeline.accelerators import require_accelerator
 from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
 from kdpipe.pipeline.device_records import Seen, record_of, seen_now
 from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
@@ -90,7 +91,7 @@ def make_plan(config: Config, stages: Mapping[str, StageModule], store: Store, *
     while (again := settled(config, seen))[1] != variants:  # a device that had to measure was reached, and is not what it was
         now, variants = again
         planned = _planned(now, stages, store, until, data, threads, seen)
-    _require_usable(planned, now, stages, data)
+    _require_usable(planned, now, stages, data, seen)
     return Plan(now, data, threads, tuple(planned), seen, variants)
 
 
@@ -152,12 +153,14 @@ def _further_teachers(config: Config) -> Sequence[FurtherTeacher]:
     return distill.further_teachers() if isinstance(distill, DistillConfig) else ()
 
 
-def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapping[str, StageModule], data: DataSplits) -> None:
+def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapping[str, StageModule], data: DataSplits, seen: Mapping[str, Seen]) -> None:
     """What the stages that will run can tell of their settings now, and not after hours of the stages before them."""
     for it in planned:
         check = getattr(stages[it.step.stage], "check", None)
         if it.state == "run" and isinstance(it.config, PruneConfig):
             require_measurable_here(it.config)
+        if it.state == "run" and it.step.stage == "bench" and it.target is not None:
+            require_accelerator(it.target, seen)
         if it.state == "run" and check is not None:
             check(config.sections, Inputs({}, data, config.task, it.target.profile if it.target else None))
 

@@ -236,6 +236,36 @@ def test_a_device_with_another_version_of_the_runtime_gives_no_number(on_board, 
     assert not (tmp_path / "work" / "bench.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "runtime", "able", "do"),
+    [
+        ("gpu", "onnxruntime-tensorrt", "onnxruntime", "on a machine with an NVIDIA GPU, CUDA and TensorRT"),
+        ("npu", "openvino-npu", "openvino", "on a machine with an Intel NPU install its driver"),
+    ],
+)
+def test_a_device_without_the_accelerator_gives_no_number_in_its_place(on_board, tmp_path, target, runtime, able, do):
+    with pytest.raises(UnavailableError) as caught:
+        on_board(target, batch=1)
+    (problem,) = caught.value.problems
+    assert caught.value.exit_code == 4
+    assert problem.message.startswith(f"device pi cannot run {runtime}: its {able} ")
+    assert problem.at == "device pi"
+    assert problem.do.startswith(do)
+    assert not (tmp_path / "work" / "bench.json").exists()
+
+
+@pytest.mark.slow
+def test_an_accelerator_is_measured_where_the_device_has_its_runtime(on_board, tmp_path):
+    """ONNX Runtime stands for TensorRT's: what is proven is that the runtime of the device is asked, and not the host's list."""
+    own = tmp_path / "like-gpu.toml"
+    own.write_text('extends = "npu"\n[[device_runtimes]]\nname = "onnxruntime"\n[bench]\npercentiles = [50]\n')
+    bench, folder = on_board(own, batch=1)
+    assert bench.not_measured is None
+    assert {figure.runtime.split()[0] for figure in bench.latencies} == {"onnxruntime"}
+    (quality,) = DeviceQualities.model_validate_json((folder / "device_quality.json").read_text()).qualities
+    assert quality.runtime.startswith("onnxruntime 1.")
+
+
 def test_a_runtime_of_the_wrong_version_is_unavailable(benched, tmp_path):
     own = tmp_path / "future.toml"
     own.write_text('extends = "cpu"\n[[runtimes]]\nname = "onnxruntime"\nversions = ">=999"\n')
