@@ -1,8 +1,10 @@
 """Every runtime and provider passes the contract; those that this machine has not say so, with exit code 4."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,35 +14,8 @@ from kdpipe.targets.devices import agent
 from kdpipe.targets.runtimes.contract import RULES, Subject, samples
 from kdpipe.targets.runtimes.runtime import open_session, runtime_names
 
-OWN_RUNTIME = '''
-"""A runtime of one class: ONNX's own interpreter, slow and exact."""
-
-import onnx
-from onnx.reference import ReferenceEvaluator
-
-from kdpipe.targets.devices.agent import Loaded
-from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
-
-
-class Interpreter:
-    distribution = "onnx"
-
-    def open(self, model, *, threads, hint):
-        def load():
-            network = onnx.load(model)
-            onnx.checker.check_model(network)
-            evaluator = ReferenceEvaluator(network)
-            given = network.graph.input
-            sizes = [side.dim_value or None for side in given[0].type.tensor_type.shape.dim]
-            kind = "tensor(float)" if len(given) == 1 else f"{len(given)} inputs"
-            run = lambda batch: evaluator.run(None, {given[0].name: batch})[0]
-            return Loaded(run, evaluator, given[0].name, kind, sizes[0], tuple(sizes[1:]), len(network.graph.output))
-
-        return LoadedSession(f"interpreter of onnx {onnx.__version__}", model, loaded_by("onnx", model, load, do="python -m pip install onnx"))
-
-
-interpreter = Interpreter()
-'''
+# the example of the documentation, as it stands there
+OWN_RUNTIME = re.search(r"```python\n(.*?)```", (Path(__file__).parents[3] / "docs" / "runtimes.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
 OWN = "my_runtimes:interpreter"
 THERE = [name for name in runtime_names() if name in agent.runtimes()]
 MISSING = [name for name in runtime_names() if name not in THERE]
