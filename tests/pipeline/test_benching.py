@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network
@@ -25,7 +24,8 @@ N_TEST = 539  # of the digits
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def model() -> bytes:
+    """An ONNX file of a small network for the digits."""
     spec = NetworkSpec(
         factory="kdpipe.tasks.networks.cnn:cnn",
         arguments={"in_channels": 1, "classes": 10, "image_size": 8, "channels": [4, 4]},
@@ -33,7 +33,7 @@ def network() -> nn.Module:
         mean=(0.3,),
         std=(0.4,),
     )
-    return build_network(spec, stream(0, "test")).module.eval()
+    return to_bytes(to_onnx(build_network(spec, stream(0, "test")).module.eval(), (1, 8, 8), opset=17, static_batch=1))
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bundle(folder: Path, network: nn.Module) -> Callable[..., Path]:
+def bundle(folder: Path, model: bytes) -> Callable[..., Path]:
     """A bundle as far as `kdpipe bench` reads it: the file, and in the manifest which data and which profile."""
 
     def make(target: str, runtimes: tuple[str, ...] = ("onnxruntime",), data: str = "digest") -> Path:
         made = folder / "dist" / "p" / target
         made.mkdir(parents=True)
-        (made / "model.onnx").write_bytes(to_bytes(to_onnx(network, (1, 8, 8), opset=17, static_batch=1)))
+        (made / "model.onnx").write_bytes(model)
         profile = load_profile("cpu", at="test").model_dump(mode="json")
         profile["runtimes"] = [need for need in profile["runtimes"] if need["name"] in runtimes]
         values = {"project": {"seed": 0}, "task": {"data": "digits"}, "evaluate": {}, "targets": {target: {"profile": profile}}}
@@ -81,6 +81,7 @@ def benched(*bundles: Path, devices: tuple[str, ...] = ("host",)) -> Benched:
         return bench(list(bundles), Asked(devices=devices, seconds=0.1), progress)
 
 
+@pytest.mark.slow
 def test_one_file_is_judged_in_every_place_and_timed_where_time_counts(bundle: Any, board_of: Any) -> None:
     board_of()
     result = benched(bundle("arm", ("onnxruntime", "openvino")), devices=("host", "pi"))
@@ -98,6 +99,7 @@ def test_one_file_is_judged_in_every_place_and_timed_where_time_counts(bundle: A
     assert len(result.energies) == 4 or [line for line in result.not_measured if line.startswith("energy on pi: not measured: ")]
 
 
+@pytest.mark.slow
 def test_several_files_are_measured_against_the_first_in_one_run(bundle: Any) -> None:
     result = benched(bundle("arm"), bundle("cpu"))
     first, second = result.latencies
@@ -163,7 +165,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow if when in ("elapsed", "windows") else ()) for name, (when, _, _) in FAULTS.items()]
+)
 def test_whatever_goes_wrong_on_a_board_ends_with_4_and_no_number(
     fault: str, bundle: Any, board_of: Any, agent_of: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
