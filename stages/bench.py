@@ -189,7 +189,7 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         starts=starts,
         explanations=explanations,
         noise=tuple(noise),
-        warnings=(*warnings, *_slower(latencies)),
+        warnings=(*warnings, *_slower(latencies, explanations)),
         energy=joules,
         energy_not_measured=no_energy,
         conditions=tuple(conditions),
@@ -335,11 +335,15 @@ def _explanations(profile: Profile, export: Path, samples: Float32Array) -> Iter
         yield why_not_faster(need.name, export / FILES["int8"], export / FILES["float"], samples, hint=profile.bench.hint)
 
 
-def _slower(latencies: Iterable[Latency]) -> Iterator[str]:
+def _slower(latencies: Iterable[Latency], explanations: Iterable[Explanation]) -> Iterator[str]:
+    weightiest = {it.runtime: it.findings[0] for it in explanations if it.findings}
     for figure in latencies:
         ratio = figure.ratio_to_float
         if figure.model != "int8" or ratio is None or ratio.value_ms is None or ratio.high_ms is None or ratio.high_ms < 1:
             continue
         where = f"{figure.runtime}, batch {figure.batch}, {figure.threads} thread{'s' if figure.threads > 1 else ''}"
         shown = f"{ratio.value_ms:.2f} [{ratio.low_ms:.2f}, {ratio.high_ms:.2f}]"
-        yield f"{where}: int8 is not shown to be faster than float, it takes {shown} of its time; see the explanation"
+        cause = weightiest.get(figure.runtime)
+        share = "" if cause is None or cause.share is None else f" ({100 * cause.share:.0f} % of the time)"
+        why = "no cause was found" if cause is None else f"{cause.cause}{share}, see the explanation"
+        yield f"{where}: int8 is not shown to be faster than float, it takes {shown} of its time: {why}"

@@ -1,5 +1,6 @@
 """What was seen of a file in a runtime, before anything is made of it: its nodes, and how long it takes under which conditions."""
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx
 
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.agent import Loaded, usable_cores
@@ -50,7 +52,8 @@ class Times:
 
     Each is the tenth percentile: what it takes when nothing else runs on the core, also on a busy machine.
 
-    `within_batch`: one sample's part of a batch of 16; `fixed`: with all sides of the input fixed; `one_thread`, `all_cores`: with that many;
+    `within_batch`: one sample's part of a batch of 16 (of a static file with its batch made free);
+    `fixed`: with all sides of the input fixed; `one_thread`, `all_cores`: with that many;
     `first`: of the first inference after loading; `float_alone`, `float_one_thread`: of the float file.
     """
 
@@ -89,8 +92,9 @@ def times(opening: Opening, model: Path, example: Float32Array, *, threads: int,
     loaded.run(sample)
     first = (time.perf_counter_ns() - begin) / 1e6
     runs: dict[str, tuple[Loaded, Float32Array]] = {"alone": (loaded, sample)}
-    if loaded.batch is None:
-        runs["within_batch"] = (loaded, _batch(example, WITHIN_BATCH))
+    of_any_batch = loaded if loaded.batch is None else _with_free_batch(opening, model, example, threads)
+    if of_any_batch is not None and loaded.batch in (None, 1):
+        runs["within_batch"] = (of_any_batch, _batch(example, WITHIN_BATCH))
     if loaded.batch is None or None in loaded.shape:
         runs["fixed"] = (opening.load(model, threads=threads, shape=sample.shape), sample)
     if threads > 1:
@@ -105,6 +109,25 @@ def times(opening: Opening, model: Path, example: Float32Array, *, threads: int,
     if "within_batch" in taken:
         taken["within_batch"] /= WITHIN_BATCH
     return Times(threads=threads, cores=cores, first=first, **taken)
+
+
+def _with_free_batch(opening: Opening, model: Path, example: Float32Array, threads: int) -> Loaded | None:
+    """A static ONNX file with its batch made free, for looking at what a batch would cost; None where the batch is written within the network too."""
+    if model.suffix != ".onnx":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        changed = onnx.load(model)
+        for value in (*changed.graph.input, *changed.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        del changed.graph.value_info[:]
+        path = Path(folder) / model.name
+        onnx.save(changed, path)
+        try:
+            loaded = opening.load(path, threads=threads)
+            loaded.run(_batch(example, WITHIN_BATCH))
+        except Exception:  # whatever a runtime raises: then this is not known, and not told
+            return None
+    return loaded
 
 
 def copy_rate(size: int) -> float:
