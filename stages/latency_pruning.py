@@ -61,6 +61,11 @@ class LatencyStep(BaseModel, extra="forbid", frozen=True):
     measured: Measured
     scale: float
 
+    @property
+    def predicted_ms(self) -> float:
+        """What the table had said of the file that was taken."""
+        return next(attempt.predicted_ms for attempt in self.attempts if attempt.measured == self.measured)
+
 
 class LatencyReport(BaseModel, extra="forbid", frozen=True):
     """What was measured, where, and how well the table foretold it. `before`: the unpruned network's int8 file."""
@@ -80,10 +85,11 @@ class LatencyReport(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Goal:
-    """`latency_ms`, or `speedup` of the file; one of them."""
+    """`latency_ms`, or `speedup` of the file; one of them. `target`: whose file it is."""
 
     latency_ms: float | None
     speedup: float | None
+    target: str
 
     @property
     def told(self) -> str:
@@ -211,7 +217,7 @@ class LatencyPruning:
         steps = tuple(decision.step for decision in self._decisions.steps)
         setting = self._watch.setting
         return LatencyReport(
-            target=self._profile.name,
+            target=self._goal.target,
             device=self._watch.facts,
             runtime=f"{setting.runtime} {setting.runtime_version}",
             batch=setting.batch,
@@ -231,9 +237,8 @@ class LatencyPruning:
     def told(self, number: int) -> str:
         """Of step `number` (from 0), for the user."""
         step = self._decisions.steps[number].step
-        predicted = next(attempt.predicted_ms for attempt in step.attempts if attempt.measured == step.measured)
         return (
-            f"the int8 file takes {step.measured.told} on {self._watch.device.name} ({predicted:.4g} ms by the table), unpruned {self.before.told}: "
+            f"the int8 file takes {step.measured.told} on {self._watch.device.name} ({step.predicted_ms:.4g} ms by the table), unpruned {self.before.told}: "
             f"{1 / step.measured.share:.2f}x as fast; chosen by {step.way}"
         )
 

@@ -11,7 +11,11 @@ import pytest
 
 from kdpipe.pipeline.budgets import Budgets, Verdict, check_budgets
 from kdpipe.pipeline.report.render import headline, render, write_report
+from kdpipe.stages.file_latency import Measured
+from kdpipe.stages.latency_pruning import Attempt, LatencyReport, LatencyStep
+from kdpipe.stages.prune import PruningReport
 from kdpipe.targets.lint import LintFinding
+from kdpipe.targets.measurements import DeviceFacts, Percentile
 
 VOID = {"meta", "img", "br", "link", "input"}
 HOSTILE = "<script>alert(1)</script>"
@@ -129,6 +133,36 @@ def test_pruning_is_told_cut_by_cut_and_layer_by_layer(build_folder: Any) -> Non
     assert "distillation – 2.4 M – 77 k cut 1 12 1.9 M 1.26 58 k cut 2 8 1.5 M 1.60 41 k" in text
     assert "body.stem 1 → 1 16 → 12" in text
     assert "body.head – whole its channels are the network's outputs" in text
+
+
+def test_pruning_by_latency_tells_what_was_foretold_and_measured(build_folder: Any) -> None:
+    build = build_folder.write()
+    path = build.results["prune"].folder / "pruning.json"
+    report = PruningReport.model_validate_json(path.read_bytes())
+    before, after = _measured(0.2, 1.0), _measured(0.1, 0.5)
+    attempt = Attempt(way="loss per ms", predicted_ms=0.104, measured=after, error=-0.04)
+    timed = LatencyReport(
+        target="cpu",
+        device=DeviceFacts(name="host", cpu="A CPU", architecture="x86_64", instruction_sets=(), cores=2, memory_bytes=1, runtimes={}),
+        runtime="onnxruntime 1.32.0",
+        batch=1,
+        threads=1,
+        goal="speedup = 2",
+        before=before,
+        after=after,
+        steps=(LatencyStep(goal_ms=0.1, way="loss per ms", attempts=(attempt,), measured=after, scale=1.0),),
+        table="0.json",
+        table_entries=3,
+    )
+    path.write_text(report.model_copy(update={"latency": timed}).model_dump_json())
+    text = Page(render(build, (), None)).text
+    assert "What went was decided by time: speedup = 2 for target cpu, measured on host (A CPU) in onnxruntime 1.32.0, batch 1, 1 thread." in text
+    assert "Unpruned the int8 file takes 0.2 ms [0.19, 0.21]." in text
+    assert "cut 1 0.1 0.104 0.1 ms [0.09, 0.11] 2.00 loss per ms" in text
+
+
+def _measured(ms: float, share: float) -> Measured:
+    return Measured(p50=Percentile(value_ms=ms, low_ms=ms - 0.01, high_ms=ms + 0.01), ratio=Percentile(value_ms=share, low_ms=share, high_ms=share), runs=100)
 
 
 def test_a_build_without_pruning_has_no_such_section(build_folder: Any) -> None:
