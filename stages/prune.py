@@ -171,7 +171,8 @@ def _measuring(student: Network, inputs: Inputs, config: PruneConfig, context: C
     if not config.measured:
         return nullcontext()
     assert config.profile is not None, "the pipeline fills it in"
-    return measuring(student, Goal(config.latency_ms, config.speedup, config.measured_on or config.profile.name), inputs, config.profile, config.machine, context)
+    goal = Goal(config.latency_ms, config.speedup, config.measured_on or config.profile.name)
+    return measuring(student, goal, inputs, config.profile, config.machine, context)
 
 
 @dataclass(frozen=True)
