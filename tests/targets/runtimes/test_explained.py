@@ -1,5 +1,6 @@
 """Each cause on a graph that has it, in both runtimes where it applies, and its absence once it is mended."""
 
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
+from kdpipe.targets.causes import Evidence, findings
 from kdpipe.targets.devices.agent import usable_cores
+from kdpipe.targets.devices.emulated import Emulated
 from kdpipe.targets.explanation import why_not_faster
-from kdpipe.targets.observed import copy_rate, times
+from kdpipe.targets.observed import Times, copy_rate, times
+from kdpipe.targets.runtimes.onnxruntime import plugin as onnxruntime
+from kdpipe.targets.runtimes.openvino import plugin as openvino
 
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 ONNX_RUNTIME = pytest.mark.parametrize("runtime", ["onnxruntime"])
@@ -317,3 +322,17 @@ def test_a_file_that_loads_and_does_not_run_fails_verification_with_the_runtime_
     assert "must be a scalar" in problem.message
     assert problem.at.endswith("depthwise_with_vector_zeros-int8.onnx")
     assert problem.do
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="needs an emulator: apt-get install qemu-user-static")
+@pytest.mark.parametrize("plugin", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
+def test_a_cpu_without_the_dot_product(plugin, pair):
+    """What an emulated Haswell says of itself, beside the layers that really multiply in int8."""
+    haswell = Emulated(kind="emulated", cpu="Haswell").device("haswell", Path()).facts()
+    seen = plugin.opening("latency").observe(pair(plain)[0], threads=1, example=example())
+    (finding,) = [it for it in findings(Evidence(seen, Times(alone=1.0), frozenset(haswell.instruction_sets))) if it.cause == "missing-instruction"]
+    assert {"conv1", "conv2", "conv3"} <= {name.split("/")[0] for name in finding.nodes}
+    assert finding.share > 0.2
+    with_it = findings(Evidence(seen, Times(alone=1.0), frozenset({"x86-64", "avx2", "vnni"})))
+    assert not any(it.cause == "missing-instruction" for it in with_it)
