@@ -4,8 +4,8 @@
 
 Each round measures the same file with each tool, each in a fresh process on the same core, in an order that rotates: one thread, one stream, batch 1,
 float32, the same samples. A ratio is kdpipe's p50 over the tool's, averaged (in logs) over rounds, with Student's 95 % interval.
-benchmark_app takes its times inside of OpenVINO, from Python's call onwards it counts nothing; a program in Python pays for the call, so that
-`resnet-8` (0.1 ms) shows what the call costs, and `resnet-20-x2` (milliseconds) whether the clocks agree.
+benchmark_app takes its times inside of OpenVINO and does not count the call from Python, which kdpipe and the bare loop count; the bare loop also
+reads that inner clock, so that it is seen whether this is all that differs. `resnet-8` takes 0.1 ms, `resnet-20-x2` a millisecond.
 Leaves `benchmarks/results/figures/latency-beside-tools.json`.
 """
 
@@ -36,6 +36,7 @@ from kdpipe.tasks.networks.resnet import resnet
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "figures" / "latency-beside-tools.json"
 NETWORKS: dict[str, dict[str, Any]] = {"resnet-8": {"depth": 8}, "resnet-20-x2": {"depth": 20, "width": 2.0}}
 SEED = 5
+OURS, APP, INSIDE = "kdpipe", "benchmark_app", "bare loop by OpenVINO's own clock"
 
 BARE = {
     "onnxruntime": """
@@ -46,30 +47,45 @@ options.intra_op_num_threads = options.inter_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 name = session.get_inputs()[0].name
 run = lambda batch: session.run(None, {name: batch})
+ready = np.asarray
+inside = lambda: 0.0
 """,
     "openvino": """
 import sys, time
 import numpy as np, openvino
 settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 request = openvino.Core().compile_model(sys.argv[1], "CPU", settings).create_infer_request()
-run = lambda batch: request.infer([batch])
+def run(batch):
+    request.set_input_tensor(batch)
+    request.infer()
+ready = openvino.Tensor
+inside = lambda: request.latency
 """,
 }
+BARE["openvino, arrays"] = (
+    BARE["openvino"]
+    + """
+run = lambda batch: request.infer([batch])
+ready = np.asarray
+"""
+)
 LOOP = """
-batches = [np.ascontiguousarray(sample[None]) for sample in np.load(sys.argv[2])]
+batches = [ready(np.ascontiguousarray(sample[None])) for sample in np.load(sys.argv[2])]
 end, runs = time.perf_counter() + 0.3, 0
 while time.perf_counter() < end:
     run(batches[runs % len(batches)]); runs += 1
 end, taken = time.perf_counter() + float(sys.argv[3]), []
+told = []
 while True:
     batch = batches[len(taken) % len(batches)]
     begin = time.perf_counter_ns()
     run(batch)
     after = time.perf_counter_ns()
     taken.append(after - begin)
+    told.append(inside())
     if after > end * 1e9:
         break
-print(sorted(taken)[(len(taken) - 1) // 2] / 1e6)
+print(sorted(taken)[(len(taken) - 1) // 2] / 1e6, sorted(told)[(len(told) - 1) // 2])
 """
 
 
@@ -116,20 +132,23 @@ def _case(folder: Path, network: str, settings: dict[str, Any], runtime: str, se
 
 
 def _compared(network: str, runtime: str, case: Case, rounds: int) -> list[dict[str, Any]]:
-    tools: dict[str, Callable[[Case], float]] = {"kdpipe": _kdpipe, "bare loop": _bare}
+    tools: list[Callable[[Case], dict[str, float]]] = [_kdpipe, _bare]
     if runtime == "openvino":
-        tools["benchmark_app"] = _benchmark_app
-    p50: dict[str, list[float]] = {name: [] for name in tools}
-    names = list(tools)
+        tools += [_arrays, _benchmark_app]
+    p50: dict[str, list[float]] = {}
     for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            p50[name].append(tools[name](case))
+        shift = number % len(tools)
+        for tool in tools[shift:] + tools[:shift]:
+            for name, value in tool(case).items():
+                p50.setdefault(name, []).append(value)
         print(network, runtime, {name: round(values[-1], 5) for name, values in p50.items()}, flush=True)
-    return [
-        {"network": network, "runtime": runtime, "tool": name, "p50_ms": p50[name], "kdpipe_p50_ms": p50["kdpipe"], **_ratio(p50["kdpipe"], p50[name])}
-        for name in names[1:]
+    ours = p50[OURS]
+    rows = [
+        {"tool": name, "against": OURS, "p50_ms": own, "against_p50_ms": ours, **_ratio(ours, own)} for name, own in p50.items() if name not in (OURS, INSIDE)
     ]
+    if INSIDE in p50:
+        rows.append({"tool": APP, "against": INSIDE, "p50_ms": p50[APP], "against_p50_ms": p50[INSIDE], **_ratio(p50[INSIDE], p50[APP])})
+    return [{"network": network, "runtime": runtime, **row} for row in rows]
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -140,23 +159,32 @@ def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"ratio": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half), "difference_us": microseconds}
 
 
-def _kdpipe(case: Case) -> float:
+def _kdpipe(case: Case) -> dict[str, float]:
     models = (ModelFile(name="m", path=case.model),)
     comparison = ComparisonRequest(id="c", runtime=case.runtime, threads=1, batch=1, inputs=case.inputs, models=models)
     request = BenchRequest(comparisons=(comparison,), seconds=case.seconds, runs=64, warmup_seconds=1.0, limit_seconds=60)
     for message in LocalDevice().ask("bench", request, limit_seconds=120):
         if isinstance(message, Windows):
-            return nearest_rank(np.concatenate(message.ns), 50) / 1e6
+            return {OURS: nearest_rank(np.concatenate(message.ns), 50) / 1e6}
     raise SystemExit("the agent gave no windows")
 
 
-def _bare(case: Case) -> float:
-    script = BARE[case.runtime] + LOOP
-    told = subprocess.run([sys.executable, "-c", script, case.model, case.inputs, str(case.seconds)], check=True, capture_output=True, text=True)
-    return float(told.stdout)
+def _bare(case: Case) -> dict[str, float]:
+    outside, inside = _looped(case, case.runtime)
+    return {"bare loop": outside, **({INSIDE: inside} if inside else {})}
 
 
-def _benchmark_app(case: Case) -> float:
+def _arrays(case: Case) -> dict[str, float]:
+    return {"bare loop with arrays": _looped(case, "openvino, arrays")[0]}
+
+
+def _looped(case: Case, script: str) -> tuple[float, float]:
+    arguments = [case.model, case.inputs, str(case.seconds)]
+    told = subprocess.run([sys.executable, "-c", BARE[script] + LOOP, *arguments], check=True, capture_output=True, text=True).stdout.split()
+    return float(told[0]), float(told[1])
+
+
+def _benchmark_app(case: Case) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.npy"
         np.save(sample, np.load(case.inputs)[:1])
@@ -181,7 +209,7 @@ def _benchmark_app(case: Case) -> float:
     found = re.search(r"Median:\s+([\d.]+) (us|ms)", told)
     if found is None:
         raise SystemExit(f"benchmark_app told no median: {told[-500:]}")
-    return float(found[1]) / (1000 if found[2] == "us" else 1)
+    return {APP: float(found[1]) / (1000 if found[2] == "us" else 1)}
 
 
 if __name__ == "__main__":

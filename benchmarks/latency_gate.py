@@ -1,11 +1,12 @@
 """How often `kdpipe compare --latency` calls a file slower that is not, and how often it finds one that is 10 % slower.
 
-    python benchmarks/latency_gate.py [--equal 200] [--slower 100]
+    python benchmarks/latency_gate.py [--equal 200] [--slower 100] [--name latency-gate]
 
 Each comparison is the gate as the command runs it, on files of three networks in two runtimes, in a drawn order. Equal: a file against a copy of itself.
 Slower: against a file with a larger classifier head, whose size was tuned until the file takes 10 % longer; its true ratio, with its interval, is
 measured apart from the comparisons, before the first and after the last. What else the machine did is kept with each comparison.
-A run that was stopped goes on where it was (`benchmarks/.work/latency-gate`). Leaves `benchmarks/results/figures/latency-gate.json`.
+A run that was stopped goes on where it was (`benchmarks/.work/latency-gate`). Leaves `benchmarks/results/figures/NAME.json`;
+another `--name` is another run, with the same files.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from kdpipe.tasks.networks.resnet import resnet
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "benchmarks" / ".work" / "latency-gate"
-RESULT = ROOT / "benchmarks" / "results" / "figures" / "latency-gate.json"
+RESULTS = ROOT / "benchmarks" / "results" / "figures"
 SLOWDOWN = 0.10
 TOLERATED = 0.004  # how far from SLOWDOWN the tuned file's ratio may lie
 HEAD_LAYERS = 2
@@ -75,22 +76,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--equal", type=int, default=200, help="comparisons of equal files")
     parser.add_argument("--slower", type=int, default=100, help="comparisons with a file that is 10 %% slower")
+    parser.add_argument("--name", default="latency-gate", help="of the run: its log and its result")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for cell in CELLS:
         _prepared(cell)
-    log = WORK / "outcomes.jsonl"
+    log = WORK / f"{arguments.name}.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     for kind, cell in list(_order(arguments.equal, arguments.slower))[len(done) :]:
         done.append(_outcome(kind, cell))
         with log.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
         print(f"{len(done)}: {kind} {cell.name}: {done[-1]['verdict']} {done[-1]['ratio']:.4f}, {done[-1]['seconds']:.1f} s", flush=True)
-    after = WORK / "after.json"
+    after = WORK / f"{arguments.name}-after.json"
     if not after.is_file():
         write_json(after, {cell.name: _truth(cell, WORK / f"{cell.name}-slower.onnx", TRUTH_PROCESSES) for cell in CELLS})
-    write_json(RESULT, _summary(done, json.loads(after.read_text())))
+    command = f"python benchmarks/latency_gate.py --equal {arguments.equal} --slower {arguments.slower} --name {arguments.name}"
+    write_json(RESULTS / f"{arguments.name}.json", {"command": command, **_summary(done, json.loads(after.read_text()))})
     return 0
 
 
@@ -215,7 +218,6 @@ def _truth(cell: Cell, new: Path, processes: int) -> dict[str, Any]:
 def _summary(done: list[dict[str, Any]], after: dict[str, Any]) -> dict[str, Any]:
     device = LocalDevice().facts()
     return {
-        "command": "python benchmarks/latency_gate.py",
         "machine": {"cpu": device.cpu, "cores": device.cores, "runtimes": device.runtimes},
         "false_alarms": sum(it["kind"] == "equal" and it["verdict"] == "regression" for it in done),
         "equal": sum(it["kind"] == "equal" for it in done),
