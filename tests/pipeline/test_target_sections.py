@@ -115,3 +115,26 @@ def test_an_unknown_target_is_answered_with_variants_too(tiny: ModuleType) -> No
     assert problem.message == "unknown target 'cpu-vni'"
     assert problem.at == "--target cpu-vni"
     assert (problem.do or "").startswith("did you mean 'cpu-vnni'? targets: cpu, cpu-avx2, cpu-vnni, ")
+
+
+def test_a_scheme_of_a_target_takes_the_place_of_the_profiles(tiny: ModuleType) -> None:
+    text = PROJECT.replace(VARIANTS, 'scheme = "weights-only"')
+    scheme = _config(tiny, text).targets["cpu"].profile.chosen_scheme
+    assert (scheme.kind, scheme.weight_bits) == ("weights-only", 8)
+    plain = _config(tiny, PROJECT.replace(VARIANTS, "")).targets["cpu"].profile
+    named = _config(tiny, PROJECT.replace(VARIANTS, 'scheme = "static-int8"')).targets["cpu"].profile
+    assert named.digest == plain.digest
+
+
+def test_variants_and_another_scheme_contradict_each_other(tiny: ModuleType) -> None:
+    problem = _one(tiny, PROJECT.replace(VARIANTS, 'variant = "vnni"\nscheme = "float16"'))
+    assert problem.message == "variant does not go with scheme = 'float16'"
+    assert problem.at == "kdpipe.toml:8"
+    assert problem.do == "keep one of the two: variants are schemes of static int8"
+
+
+def test_an_unknown_scheme_is_answered_with_those_that_there_are(tiny: ModuleType) -> None:
+    problem = _one(tiny, PROJECT.replace(VARIANTS, 'scheme = "int4"'))
+    assert "int4" in problem.message
+    assert "float16" in problem.do
+    assert problem.at == "kdpipe.toml:8"

@@ -95,6 +95,7 @@ def test_the_hurt_layer_and_no_other_stays_in_float(inputs, hurt, context, liste
         assert sum(isinstance(module, FrozenLayer) for module in made.module.modules()) == 9
 
 
+@pytest.mark.slow
 def test_every_decision_rests_on_a_file_that_was_measured(inputs, hurt, context):
     found = outcome(qat.run(given(inputs, hurt), config(), context)).mixed_precision
     first, second = found.trials
@@ -118,6 +119,7 @@ def test_no_layer_stays_in_float_where_none_has_to(inputs, trained, context, lis
     assert (folder / "weights.safetensors").read_bytes() == (plain / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_limit_that_the_float_network_misses_keeps_nothing_in_float(inputs, hurt, context, listener):
     told = outcome(qat.run(given(inputs, hurt), config(keep_float_drop=0.0), context))
     assert (told.mixed_precision.outcome, told.float_layers) == ("out of reach", ())
@@ -159,6 +161,7 @@ def test_several_hurt_layers_are_found_with_few_files(inputs, trained, context):
         assert not any(trial.kept_to for trial in found.trials if trial.float_layers == fewer)
 
 
+@pytest.mark.slow
 def test_where_fine_tuning_founders_on_the_hurt_layer_the_calibrated_network_is_mended(inputs, hurt, context, listener):
     """Without a search the same training stops the stage."""
     told = outcome(qat.run(given(inputs, hurt), config(epochs=1, objective=PLAIN, learning_rate=0.002, frozen_share=0.0), context))
