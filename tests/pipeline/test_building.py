@@ -18,6 +18,7 @@ import pytest
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.pipeline import build, building, plan
 from kdpipe.pipeline.building import command_line, rewritten
+from kdpipe.pipeline.expectations import expectations
 from kdpipe.pipeline.progress import PlainProgress
 from kdpipe.tasks.data import digits
 
@@ -329,3 +330,16 @@ def test_the_python_of_the_commands_page_runs(built: tuple[Path, "subprocess.Com
 
 def test_the_command_in_a_bundle_makes_it_again_from_the_projects_folder() -> None:
     assert command_line("build", ["cpu", "arm"], None, ["project.name=my net"]) == "kdpipe build --target cpu --target arm --set 'project.name=my net'"
+
+
+def test_a_device_for_one_variant_is_that_of_its_section_and_what_is_expected_is_told(fresh: Path) -> None:
+    with (fresh / "kdpipe.toml").open("a") as file:
+        file.write('[devices.here]\nkind = "local"\n')
+    text = (fresh / "kdpipe.toml").read_text()
+    (fresh / "kdpipe.toml").write_text(text.replace("[targets.cpu]\n", '[targets.cpu]\nvariants = ["avx2", "vnni"]\n'))
+    made = plan(fresh, targets=["cpu-vnni"], device="here", until="teacher")
+    assert {name: target.device for name, target in made.config.targets.items()} == {"cpu-vnni": "here"}
+    (found,) = expectations(made)
+    assert (found.target, found.outlook) == ("cpu-vnni", "not faster")
+    assert any(reason.startswith("the network is small: ") for reason in found.reasons)
+    assert list(plan(fresh, targets=["cpu"], device="here", until="teacher").config.targets) == ["cpu-avx2", "cpu-vnni"]
