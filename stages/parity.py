@@ -225,7 +225,7 @@ def _located(
         return rung
     roundings = () if found is None else left_out_roundings(twin, x, found)
     if roundings:
-        return rung.model_copy(update={"note": f"the runtime leaves out {len(roundings)} roundings before additions that it merges: {', '.join(roundings)}"})
+        return rung.model_copy(update={"note": f"the runtime leaves out the rounding before additions that it merges, of {', '.join(roundings)}"})
     name = first_divergence(model, twin, x, value_in_file)
     if name is None:
         return rung.model_copy(update={"note": "each node agrees when its output is asked for: the difference comes from what the runtime merges"})

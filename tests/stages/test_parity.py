@@ -14,6 +14,7 @@ from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, prepare
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.stages import parity as parity_module
 from kdpipe.stages.parity import Networks, Parity, allowed_disagreements, climb, compared, require_parity
 from kdpipe.targets.profile import InstructionNeeds, load_profile
 
@@ -121,6 +122,28 @@ def test_a_wrong_scale_breaks_the_ladder_and_its_node_is_named(climbed, tmp_path
     assert problem.message.endswith(f"of their spread; the first node whose output diverges: {node!r}")
     assert problem.at == str(tmp_path / "model.onnx")
     assert problem.do.startswith("the file is not what was trained: build again")
+
+
+def test_a_rounding_that_the_runtime_leaves_out_is_told_instead_of_a_node(climbed, tmp_path, monkeypatch):
+    """Which one is found is tested in test_left_out_roundings.py."""
+    monkeypatch.setattr(parity_module, "left_out_roundings", lambda *_: ("quantizers.body_second",))
+    reference, *runtimes = climbed(scaled("body.second.weight_scale", 1.6)).broken
+    assert reference.diverges_at == "body.second"  # the reference merges nothing
+    assert len(runtimes) == 2
+    for rung in runtimes:
+        assert rung.diverges_at is None
+        assert rung.note == "the runtime leaves out the rounding before additions that it merges, of quantizers.body_second"
+        with pytest.raises(VerificationError, match="of their spread; the runtime leaves out the rounding before additions that it merges"):
+            require_parity(Parity(rungs=(rung,)), tmp_path)
+
+
+def test_labels_that_differ_at_a_near_tie_are_counted_and_told(tmp_path):
+    before = np.array([[0.0, 4.0], [2.0, 1.99], [0.0, 1.0]], np.float32)
+    after = np.array([[0.0, 4.0], [1.99, 2.0], [1.0, 0.0]], np.float32)
+    rung = compared("a → b", before, after, np.array([1, 0, 1]), tolerance=0.02)
+    assert (rung.disagreements, rung.near_ties) == (2, 1)  # the spread is 1.67: 0.01 is within 2 % of it, 1 is not
+    with pytest.raises(VerificationError, match=r"2 of 3 labels differ \(allowed: 1, 1 of them near-ties\), logits by"):
+        require_parity(Parity(rungs=(rung,)), tmp_path)
 
 
 def test_weights_with_flipped_bits_are_found(climbed):
