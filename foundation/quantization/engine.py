@@ -186,7 +186,7 @@ def _norm_after(node: fx.Node, twin: fx.GraphModule) -> fx.Node | None:
 
 def _insert_quantizers_(twin: fx.GraphModule, scheme: Scheme, kept_float: Collection[str]) -> None:
     twin.add_module("quantizers", nn.Module())
-    chosen = places(twin.graph, twin)
+    chosen = places(twin.graph, twin, sums_in_layers=scheme.sums == "in-layer")
     for node in needed_on_integers(chosen, twin) if kept_float else chosen:
         module = module_of(node, twin)
         if isinstance(module, Normalize):

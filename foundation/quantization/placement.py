@@ -2,7 +2,8 @@
 
 Quantized: the input; the output of each activation; each convolution, linear layer, addition, product, concatenation and average pooling whose single
 consumer is not an activation that the runtimes merge with it (ReLU, ReLU6). What only moves values passes them through and shares their scale.
-The logits stay float.
+The logits stay float. Where the target merges a layer with the addition behind it (`sums = "in-layer"`, TensorRT), the layer's result goes into the sum
+in float and the shortcut alone is quantized.
 """
 
 import operator
@@ -108,10 +109,15 @@ def _kind_of_module(module: nn.Module) -> Kind:
     return next((kind for family, kind in families if isinstance(module, family)), Kind.OTHER)
 
 
-def places(graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
-    """The nodes whose outputs are to be quantized, in graph order; `graph` has its BatchNorms merged already."""
+def places(graph: fx.Graph, root: nn.Module, *, sums_in_layers: bool = False) -> list[fx.Node]:
+    """The nodes whose outputs are to be quantized, in graph order; `graph` has its BatchNorms merged already.
+
+    `sums_in_layers`: a layer whose result only goes into an addition keeps it in float, of two such layers the first operand.
+    """
     kinds = {node: kind_of(node, root) for node in graph.nodes}
     chosen = {node for node in graph.nodes if _has_own_grid(node, kinds, root) and not _is_logits(node, kinds, root)}
+    if sums_in_layers:
+        chosen -= _taken_into_sums(graph, kinds, root)
     for node in graph.nodes:
         # every layer computes on integers: what reaches it from an operation that we do not know is quantized as well
         if kinds[node] is Kind.LAYER and (source := _source(node.args[0], kinds)) is not None and source not in chosen:
@@ -132,6 +138,24 @@ def _has_own_grid(node: fx.Node, kinds: dict[fx.Node, Kind], root: nn.Module) ->
         users = users_of(node, root)
         return not (len(users) == 1 and kinds[users[0]] is Kind.MERGED)
     return kind in {Kind.MERGED, Kind.ACTIVATION}
+
+
+def _taken_into_sums(graph: fx.Graph, kinds: dict[fx.Node, Kind], root: nn.Module) -> set[fx.Node]:
+    found = set()
+    for node in graph.nodes:
+        if kinds[node] is not Kind.ARITHMETIC or node.target not in ADDITIONS:
+            continue
+        operands = [_within(argument, root) for argument in node.args if isinstance(argument, fx.Node)]
+        layers = [operand for operand in operands if kinds[operand] is Kind.LAYER and users_of(operand, root) == [node]]
+        found |= set(layers[:1])
+    return found
+
+
+def _within(node: fx.Node, root: nn.Module) -> fx.Node:
+    """What gives the value, seen through the ends of containers."""
+    while isinstance(module_of(node, root), Boundary | nn.Identity):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_logits(node: fx.Node, kinds: dict[fx.Node, Kind], root: nn.Module) -> bool:

@@ -25,6 +25,11 @@ class Scheme(BaseModel, extra="forbid", frozen=True):
         None, description="what a float16 file computes in; absent: float32 on CPUs, where the runtimes widen it at load, float16 on accelerators"
     )
 
+    sums: Literal["in-layer"] | None = Field(
+        None,
+        description="in-layer: a layer's result goes into an addition in float and the shortcut alone is quantized, for TensorRT; absent: both are quantized",
+    )
+
     @field_validator("kind", mode="after")
     @classmethod
     def _default_is_absent(cls, value: Any) -> Any:

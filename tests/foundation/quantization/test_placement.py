@@ -32,13 +32,13 @@ class Block(nn.Module):
         return self.forward_of(self, x)
 
 
-def names(module):
-    plan = plan_of(prepare(module.eval(), Scheme(), batch_norm="live"))
+def names(module, scheme=None):
+    plan = plan_of(prepare(module.eval(), scheme or Scheme(), batch_norm="live"))
     return tuple(name.removeprefix("quantizers.").removeprefix("body_") for name in plan.quantizers)
 
 
-def placed(forward_of):
-    return names(Normalized(Block(forward_of), (0.0,), (1.0,), 3))
+def placed(forward_of, scheme=None):
+    return names(Normalized(Block(forward_of), (0.0,), (1.0,), 3), scheme)
 
 
 @pytest.mark.parametrize("kind", sorted(EXPECTED))
@@ -48,6 +48,29 @@ def test_quantizers_stand_where_the_runtimes_fuse(network, kind):
 
 def test_a_value_with_two_users_has_its_own_grid_even_before_an_activation():
     assert placed(lambda m, x: m.linear((lambda y: F.relu(y) + y)(m.a(x)).flatten(1))) == ("normalize", "a", "relu", "add")
+
+
+IN_LAYER = Scheme(sums="in-layer")
+
+
+def test_a_layer_that_takes_a_sum_in_has_no_quantizer_before_it(network):
+    """The second convolution of the block; its shortcut is quantized behind the first activation."""
+    assert names(network("residual"), IN_LAYER) == ("normalize", "relu", "block_2", "relu_1", "pool")
+
+
+@pytest.mark.parametrize(
+    ("forward_of", "expected"),
+    [
+        (lambda m, x: m.linear(F.relu(m.b(y) + y if (y := F.relu(m.a(x))) is not None else y).flatten(1)), ("normalize", "relu", "relu_1")),
+        (lambda m, x: m.linear(F.relu(y + m.b(y) if (y := F.relu(m.a(x))) is not None else y).flatten(1)), ("normalize", "relu", "relu_1")),
+        (lambda m, x: m.linear((y + m.b(y) if (y := m.a(x)) is not None else y).flatten(1)), ("normalize", "a", "add")),
+        (lambda m, x: m.linear((m.a(x) * m.b(x)).flatten(1)), ("normalize", "a", "b", "mul")),
+        (lambda m, x: m.linear(F.relu(m.a(x) + m.b(x)).flatten(1)), ("normalize", "b", "relu")),
+    ],
+    ids=["the layer first", "the shortcut first", "a layer that is the shortcut too", "a product is no sum", "two layers: the shortcut's is quantized"],
+)
+def test_only_a_layer_whose_result_goes_nowhere_else_is_taken_into_the_sum(forward_of, expected):
+    assert placed(forward_of, IN_LAYER) == expected
 
 
 def test_adding_a_number_is_not_an_addition_of_two_tensors():

@@ -50,9 +50,10 @@ def operators(model):
 
 
 SIGNED = Scheme(activation_signed=True, activation_symmetric=True, weight_bits=8)
+IN_LAYER = SIGNED.model_copy(update={"sums": "in-layer"})
 
 
-@pytest.mark.parametrize(("kind", "scheme"), [*((kind, Scheme()) for kind in sorted(LAYERS)), ("residual", SIGNED)])
+@pytest.mark.parametrize(("kind", "scheme"), [*((kind, Scheme()) for kind in sorted(LAYERS)), ("residual", SIGNED), ("residual", IN_LAYER)])
 def test_the_file_computes_what_the_twin_computes(exported, kind, scheme, samples):
     twin, model = exported(kind, scheme)
     x = samples(16, 4)
@@ -131,3 +132,15 @@ def test_the_exportable_copy_leaves_the_twin_alone(exported, samples):
     before = twin(samples(4))
     exportable(twin)
     assert torch.equal(twin(samples(4)), before)
+
+
+def test_float_biases_hold_the_values_of_the_integer_ones(exported, samples):
+    """TensorRT dequantizes no int32; the same file with float biases answers alike to the bit."""
+    twin, model = exported()
+    in_float = to_onnx(exportable(twin, float_bias=True), (1, 8, 8), opset=19, static_batch=None)
+    integers = [name for name, value in constants(in_float).items() if value.dtype == np.int32]
+    assert integers == []
+    assert any(value.dtype == np.int32 for value in constants(model).values())
+    x = samples(8, 3).numpy()
+    one, two = (ReferenceEvaluator(each).run(None, {"input": x})[0] for each in (model, in_float))
+    np.testing.assert_array_equal(one, two)
