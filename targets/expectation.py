@@ -81,21 +81,21 @@ class Expectation:
 def expected(target: str, profile: Profile, chip: Chip, cost: Cost | None) -> Expectation:
     """The expectation for the profile's int8 file on the chip; `cost` None: the network is not known."""
     reasons: list[str] = []
-    ratios = {} if cost is None else _by_size(profile, chip, cost)
-    bound: Outlook = "faster"
-    for outlook, reason in _rules(profile, chip):
+    outlook: Outlook = "faster"
+    for bound, reason in _rules(profile, chip):
         reasons.append(reason)
-        bound = max(bound, outlook, key=_ORDER.index)
-    if bound in ("not faster", "not known"):
-        ratios = {}
-    by_size = _outlook_of(ratios) if ratios else "faster"
-    if cost is not None and bound != "not known":
-        small = _outlook_of(_gains(profile, cost)) if profile.architecture == "aarch64" else by_size
-        reasons.append(_size_told(cost, small, measured_elsewhere=profile.architecture == "aarch64"))
-        by_size = max(by_size, small, key=_ORDER.index)
+        outlook = max(outlook, bound, key=_ORDER.index)
+    figures_are_known = _figures_are_known(profile, chip) and outlook in ("faster", "a little faster")
+    ratios: dict[str, float] = {}
+    if cost is not None and outlook != "not known":
+        gains = _gains(profile, chip, cost)
+        by_size = _outlook_of(gains)
+        reasons.append(_size_told(cost, by_size, measured_elsewhere=profile.architecture == "aarch64"))
+        outlook = max(outlook, by_size, key=_ORDER.index)
+        ratios = gains if figures_are_known else {}
     if chip.no_latency is not None:
         reasons.append("latency is not measured there")
-    return Expectation(target, chip.name, max(bound, by_size, key=_ORDER.index), ratios, tuple(reasons))
+    return Expectation(target, chip.name, outlook, ratios, tuple(reasons))
 
 
 _VERDICTS = {"not known": "whether int8 will be faster is not known", "not faster": "int8 is not expected to be faster than float"}
@@ -137,24 +137,22 @@ def _rules(profile: Profile, chip: Chip) -> list[tuple[Outlook, str]]:
     return rules
 
 
-def _by_size(profile: Profile, chip: Chip, cost: Cost) -> dict[str, float]:
-    """int8 time over float time by runtime: figures are known of x86 CPUs and the u8 scheme alone."""
-    if profile.architecture != "x86-64" or profile.chosen_scheme.activation_signed or chip.no_latency is not None:
-        return {}
-    has_dot_product = chip.instruction_sets is None or not chip.instruction_sets.isdisjoint(profile.instruction_sets.fast_on)
-    factor = 1.0 if has_dot_product else WITHOUT_VNNI
-    return {runtime: min(ratio * factor, max(ratio, 1.0)) for runtime, ratio in _gains(profile, cost).items()}
+def _figures_are_known(profile: Profile, chip: Chip) -> bool:
+    """Of x86 CPUs and the u8 scheme alone, where they will be measured too."""
+    return profile.architecture == "x86-64" and not profile.chosen_scheme.activation_signed and chip.no_latency is None
 
 
-def _gains(profile: Profile, cost: Cost) -> dict[str, float]:
-    """By runtime of the profile, between the two measured networks of its kind that are nearest in size; beyond the ends, the last one."""
+def _gains(profile: Profile, chip: Chip, cost: Cost) -> dict[str, float]:
+    """int8 time over float time by runtime of the profile: between the two measured networks of its kind that are nearest in size, beyond the ends the last."""
     points = sorted((point for point in measured_points() if point.depthwise == cost.depthwise), key=lambda point: point.macs)
     below = [point for point in points if point.macs <= cost.macs]
     above = [point for point in points if point.macs >= cost.macs]
     low, high = (below or above[:1])[-1], (above or below[-1:])[0]
     share = 0.0 if low.macs == high.macs else math.log(cost.macs / low.macs) / math.log(high.macs / low.macs)
     runtimes = [need.name for need in profile.runtimes if need.name in ("onnxruntime", "openvino")]
-    return {runtime: (1 - share) * getattr(low, runtime) + share * getattr(high, runtime) for runtime in runtimes}
+    gains = {runtime: (1 - share) * getattr(low, runtime) + share * getattr(high, runtime) for runtime in runtimes}
+    lacks_vnni = profile.architecture == "x86-64" and chip.instruction_sets is not None and chip.instruction_sets.isdisjoint(profile.instruction_sets.fast_on)
+    return {runtime: min(ratio * WITHOUT_VNNI, max(ratio, 1.0)) for runtime, ratio in gains.items()} if lacks_vnni else gains
 
 
 def _outlook_of(ratios: dict[str, float]) -> Outlook:

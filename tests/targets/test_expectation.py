@@ -86,6 +86,12 @@ def test_an_emulated_device_is_expected_of_its_chip_and_gives_no_figure():
     assert (found.outlook, found.ratios, found.reasons[-1]) == ("a little faster", {}, "latency is not measured there")
 
 
+def test_a_small_network_is_small_on_an_emulated_device_too():
+    found = expected("cpu", load_profile("cpu", at="test"), Chip("device hsw", AVX2, no_latency="emulated"), SMALL)
+    assert (found.outlook, found.ratios) == ("not faster", {})
+    assert found.reasons[1].startswith("the network is small: ")
+
+
 def test_where_the_network_is_not_known_the_chip_alone_speaks():
     assert expect("cpu", VNNI, None).outlook == "faster"
     assert expect("cpu", VNNI, None).ratios == {}
