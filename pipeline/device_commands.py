@@ -207,12 +207,19 @@ def _show_facts(facts: "DeviceFacts") -> None:
 
 
 def _show_bench(result: "Benched") -> None:
-    matrix = table("bundle", "device", "runtime", "accuracy %", "95 % interval", "n", "same answers as here %")
+    matrix = table("bundle", "device", "runtime", "accuracy %", "95 % interval", "n", "same answers as here %", "largest logit difference")
     for row in result.accuracies:
         clean, same = row.quality.clean, row.quality.agreement
         told = f"{same.value:.2f}" if same.value is not None else str(same.reason)
         matrix.add_row(
-            row.bundle, row.quality.device.name, row.quality.runtime, f"{clean.value:.2f}", f"[{clean.low:.2f}, {clean.high:.2f}]", f"{clean.n:,}", told
+            row.bundle,
+            row.quality.device.name,
+            row.quality.runtime,
+            f"{clean.value:.2f}",
+            f"[{clean.low:.2f}, {clean.high:.2f}]",
+            f"{clean.n:,}",
+            told,
+            "–" if row.quality.largest_difference is None else f"{row.quality.largest_difference:.3g}",
         )
     print_table(matrix)
     for spread in result.spreads:

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets.devices import emulated, userland
+from kdpipe.targets.devices.device import identity_of, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated
 from kdpipe.targets.devices.messages import PredictRequest, StartRequest
 from kdpipe.targets.devices.userland import PYTHON, cache_folder
@@ -93,3 +95,25 @@ def test_an_arm_chip_runs_the_runtime_s_arm_build(files, samples, cpu, dot_produ
     (there,) = chip.predict(request, [samples], limit_seconds=300)
     with open_session("onnxruntime", files / "s8-one.onnx") as session:
         assert (there.argmax(1) == session(samples).argmax(1)).mean() >= 0.95
+
+
+@needs_x86
+@pytest.mark.device
+@pytest.mark.slow
+def test_a_board_whose_programs_turn_out_to_be_emulated_gives_accuracy_and_no_latency(board, pi, files, samples, tmp_path):
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    wrapper = tmp_path / "python"
+    site = Path(np.__file__).parents[1]
+    wrapper.write_text(f'#!/bin/sh\nexec qemu-x86_64-static -0 "$0" -E PYTHONPATH={site} -cpu Haswell {python} "$@" 2>/dev/null\n')
+    wrapper.chmod(0o755)
+    container = board.settings(python=str(wrapper)).device("pi", pi.project)
+    with container.connected():
+        facts = container.facts()
+        (there,) = container.predict(PredictRequest(runtime="onnxruntime", model=files / "u8.onnx", threads=1), [samples], limit_seconds=300)
+    assert facts.emulator == "qemu-x86_64-static"
+    assert identity_of(facts)["emulator"] == "qemu-x86_64-static"
+    told = why_no_latency(container, facts)
+    assert told == "not measured: what runs on device pi is emulated (qemu-x86_64-static), and an emulator's time says nothing of the chip's"
+    assert why_no_latency(pi, facts.model_copy(update={"emulator": None})) is None
+    with open_session("onnxruntime", files / "u8.onnx") as session:
+        assert np.abs(there - session(samples)).max() <= 1e-5
