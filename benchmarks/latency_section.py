@@ -49,7 +49,7 @@ def _cells(record: Mapping[str, Any]) -> Iterator[str]:
     for cell, truth in record["true_ratios"].items():
         ratios = {kind: [it["ratio"] for it in record["comparisons"] if it["cell"] == cell and it["kind"] == kind] for kind in ("equal", "slower")}
         spans = " | ".join(f"{min(own):.3f} to {max(own):.3f}, n {len(own)}" for own in ratios.values())
-        yield f"| {cell} | {_interval(truth['before'])} | {_interval(truth['after'])} | {spans} |"
+        yield f"| {cell} | {_interval(truth['before'])} | {_interval(truth['after']) if truth['after'] else 'not measured'} | {spans} |"
 
 
 def _tools(record: Mapping[str, Any]) -> Iterator[str]:

@@ -164,7 +164,8 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         file = Path(folder) / "inputs.npy"
         np.save(file, samples)
         latencies, noise, conditions, warnings = [], [], [], []
-        for case in context.progress(cases if "single-stream" in modes else [], f"bench {profile.name}", total=len(cases), unit="comparison"):
+        alone = cases if "single-stream" in modes else []
+        for case in context.progress(alone, f"bench {profile.name}", total=len(alone), unit="comparison"):
             request = _request(case, profile, config, seconds, export, file)
             figures, check, met, said = _summary(case, _answers(device, request), context.seed)
             latencies += figures

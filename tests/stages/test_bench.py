@@ -155,6 +155,28 @@ def test_a_target_without_its_device_is_not_measured_but_checked_offline(benched
     assert bool(unsigned) is (profile in ("arm", "gpu"))
 
 
+def test_each_comparison_has_a_verdict_on_what_the_machine_did(benched):
+    bench, progress = benched("cpu", "batch", QUICK.model_copy(update={"threads": (1,), "batches": (1,), "modes": ("single-stream",)}))
+    assert bench.starts == ()
+    assert len(bench.conditions) == len(bench.noise) == 2  # two runtimes
+    for met in bench.conditions:
+        assert met.short == (met.seconds < 10)
+        assert met.told in ("claimable", "throttled: not claimable") or met.told.startswith("noisy: ")
+        assert len(met.cores) <= met.threads
+    noisy = [met for met in bench.conditions if met.verdict != "claimable"]
+    assert len([line for line in progress.said if any(met.told in line for met in noisy)]) == len(noisy)
+    assert all(it.samples_per_second_bounds[0] <= it.samples_per_second <= it.samples_per_second_bounds[1] for it in bench.latencies)
+
+
+def test_modes_choose_what_is_measured(benched):
+    bench, _ = benched("cpu", "batch", QUICK.model_copy(update={"modes": ("throughput",), "streams": 2, "batches": (2,)}))
+    assert (bench.latencies, bench.starts, bench.noise) == ((), (), ())
+    assert {(it.model, it.runtime.split()[0], it.batch, it.streams) for it in bench.throughputs} == {
+        (model, runtime, 2, 2) for model in ("int8", "float", "teacher") for runtime in ("onnxruntime", "openvino")
+    }
+    assert [met.streams for met in bench.conditions] == [2, 2]
+
+
 def test_a_static_file_is_measured_at_its_own_batch_only(benched, tmp_path):
     own = tmp_path / "fixed.toml"
     own.write_text('extends = "cpu"\nbatch = "static"\n[[runtimes]]\nname = "onnxruntime"\n')
