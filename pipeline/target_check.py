@@ -82,6 +82,8 @@ def _checked(file: Path, profile: Profile) -> Checked:
 
 def _files(subject: Path) -> Iterator[tuple[Path, Profile | None]]:
     """The model files, each with the profile of its bundle."""
+    if not subject.exists():
+        raise ConfigError("no such file and no such bundle", at=subject, do="give the path of a model file, or of a bundle that kdpipe build wrote")
     if not subject.is_dir():
         yield subject, None
         return

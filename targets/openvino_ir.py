@@ -24,7 +24,8 @@ def write_ir(model: Path, folder: Path, example: Float32Array) -> tuple[Path, Pa
 
     xml, weights = (folder / name for name in FILES)
     try:
-        openvino.save_model(openvino.convert_model(str(model)), str(xml), compress_to_fp16=False)
+        # Read as the plug-in reads the file itself: convert_model would merge a quantizer that stands there twice, and the IR would round elsewhere.
+        openvino.save_model(openvino.Core().read_model(str(model)), str(xml), compress_to_fp16=False)
     except Exception as error:  # openvino raises RuntimeError and types of its native module
         raise does_not_load("openvino", model, error) from error
     with open_session("openvino", model) as original, open_session("openvino", xml) as converted:

@@ -37,12 +37,12 @@ def test_this_host_under_a_name_is_asked_for_the_accelerator(profile: str, runti
 
 def test_a_device_that_was_reached_is_judged_by_what_it_told() -> None:
     require_accelerator(target("gpu", "box"), seen(**{"onnxruntime": "1.32.0", "onnxruntime-tensorrt": "1.32.0"}))
-    with pytest.raises(UnavailableError, match="device box cannot run onnxruntime-tensorrt: its onnxruntime 1.32.0 has onnxruntime"):
+    with pytest.raises(UnavailableError, match=r"device box cannot run onnxruntime-tensorrt: its onnxruntime 1\.32\.0 has onnxruntime"):
         require_accelerator(target("gpu", "box"), seen(onnxruntime="1.32.0"))
 
 
 def test_an_accelerator_s_runtime_that_is_too_old_is_told_with_the_range() -> None:
-    with pytest.raises(UnavailableError, match="device box has openvino-npu 2024.1, >=2025.2 is needed"):
+    with pytest.raises(UnavailableError, match=r"device box has openvino-npu 2024\.1, >=2025\.2 is needed"):
         require_accelerator(target("npu", "box"), seen(**{"openvino": "2024.1", "openvino-npu": "2024.1"}))
 
 

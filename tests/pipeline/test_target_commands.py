@@ -226,7 +226,7 @@ def unreadable(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message", "do"),
     [
-        ("missing", "no such model file", "give the path of an .onnx file"),
+        ("missing", "no such file and no such bundle", "give the path of a model file, or of a bundle that kdpipe build wrote"),
         ("cut off", "not a valid ONNX file: ", "export or download it again"),
         ("text", "not a valid ONNX file: ", "export or download it again"),
         ("folder", "this folder holds no model.onnx and no model.xml", "give the path of a model file, or of a bundle that kdpipe build wrote"),
