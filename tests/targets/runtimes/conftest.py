@@ -83,6 +83,15 @@ class Net:
         return path
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Less time for each condition: what the tests ask for are ratios of several."""
+    monkeypatch.setattr("kdpipe.targets.observed._TIMED_SECONDS", 0.024)
+    monkeypatch.setattr("kdpipe.targets.observed._WARM_SECONDS", 0.004)
+    monkeypatch.setattr("kdpipe.targets.runtimes.onnxruntime_view._SECONDS", 0.02)
+    monkeypatch.setattr("kdpipe.targets.runtimes.openvino_view._SECONDS", 0.02)
+
+
 @pytest.fixture
 def pair(tmp_path) -> Callable[..., tuple[Path, Path]]:
     """`pair(write)`: the int8 and the float file of the network that `write(net)` writes down, for inputs of `shape`."""

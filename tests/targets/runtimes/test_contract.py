@@ -55,6 +55,7 @@ def test_a_provider_that_is_not_here_is_unavailable_with_what_is_there_and_never
     assert problem.do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runtime", "more"), [("onnxruntime", 2), ("openvino", 1)])
 def test_threads_are_threads_of_the_operating_system(runtime, more, tmp_path):
     """ONNX Runtime starts as many as asked beside the caller's; OpenVINO's pool at most one for each core, at least one for two."""

@@ -17,17 +17,9 @@ from kdpipe.targets.observed import Times, copy_rate, times
 from kdpipe.targets.runtimes.onnxruntime import plugin as onnxruntime
 from kdpipe.targets.runtimes.openvino import plugin as openvino
 
-BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 ONNX_RUNTIME = pytest.mark.parametrize("runtime", ["onnxruntime"])
 CHANNELS = 32
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Less time for each condition: what the tests ask for are ratios of several."""
-    monkeypatch.setattr("kdpipe.targets.observed._TIMED_SECONDS", 0.03)
-    monkeypatch.setattr("kdpipe.targets.runtimes.onnxruntime_view._SECONDS", 0.02)
-    monkeypatch.setattr("kdpipe.targets.runtimes.openvino_view._SECONDS", 0.03)
 
 
 def example(*shape: int) -> np.ndarray:
@@ -164,7 +156,11 @@ def unturned(net):
     return turned(net, turn=False)
 
 
-@pytest.mark.parametrize(("runtime", "bad", "good"), [("onnxruntime", shuffled, plain), ("openvino", turned, unturned)], ids=["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("runtime", "bad", "good"),
+    [("onnxruntime", shuffled, plain), pytest.param("openvino", turned, unturned, marks=pytest.mark.slow)],
+    ids=["onnxruntime", "openvino"],
+)
 def test_layout_changes(runtime, bad, good, pair):
     """OpenVINO has a kernel for the shuffle, ONNX Runtime turns whole parts."""
     found, explanation = why(runtime, pair(bad))
@@ -184,6 +180,7 @@ def shape_computing(net):
     return net.head(value)
 
 
+@pytest.mark.slow
 @ONNX_RUNTIME
 def test_shapes_that_are_computed_at_each_inference(runtime, pair):
     found, explanation = why(runtime, pair(shape_computing))
@@ -218,6 +215,7 @@ def copying(net):
     return net.head(net.conv(net.q(net.op("MaxPool", value, name="shrink", kernel_shape=[8, 8], strides=[8, 8])), 8, name="conv1", kernel=1))
 
 
+@pytest.mark.slow
 @ONNX_RUNTIME  # OpenVINO joins by writing in place
 def test_nodes_that_wait_for_memory(runtime, pair):
     found, explanation = why(runtime, pair(copying, shape=(8, 128, 128)), example(8, 128, 128))
@@ -226,6 +224,7 @@ def test_nodes_that_wait_for_memory(runtime, pair):
     assert found["memory-bound"].share > 0.05
 
 
+@pytest.mark.slow
 @BOTH
 def test_more_threads_than_cores(runtime, pair):
     files, cores = pair(plain), usable_cores()
@@ -254,6 +253,7 @@ def test_traffic_is_by_shapes_and_types(runtime, pair):
     assert maps + CHANNELS * CHANNELS <= conv.bytes_read <= maps + CHANNELS * CHANNELS + 1024  # scales beside
 
 
+@pytest.mark.slow
 def test_a_static_file_is_told_to_be_tiny_too_and_one_with_its_batch_written_inside_is_not_judged(pair):
     found, _ = why("onnxruntime", pair(tiny, shape=(3, 4, 4), batch=1), example(3, 4, 4))
     assert found["small-layers"].share > 0.3
