@@ -114,12 +114,18 @@ class LatencyTable:
     def measure(self, shapes: Iterable[LayerShape], device: Device, progress: Progress) -> int:
         """Measure those of `shapes` that are missing; how many there were. What was measured is kept even where the device breaks off (UnavailableError)."""
         missing = self.missing(shapes)
-        pieces = [missing[start : start + _AT_ONCE] for start in range(0, len(missing), _AT_ONCE)]
-        for piece in progress(pieces, f"latency table of {device.name}", total=len(pieces), unit=f"{_AT_ONCE} shapes"):
+        for _ in progress(self._grown_by(missing, device), f"latency table of {device.name}", total=len(missing), unit="shape"):
+            pass
+        return len(missing)
+
+    def _grown_by(self, missing: Sequence[LayerShape], device: Device) -> Iterator[LayerShape]:
+        """Each of `missing` once it is measured; a few at once, which are then on the disk."""
+        for start in range(0, len(missing), _AT_ONCE):
+            piece = missing[start : start + _AT_ONCE]
             for entry in _measured(piece, self.setting, device):
                 self.entries[entry.shape.name] = entry
             self._write()
-        return len(missing)
+            yield from piece
 
     def ns(self, shape: LayerShape) -> float:
         """The layer's time: measured, or interpolated along the inputs between measured neighbours; > 0.
