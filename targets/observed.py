@@ -120,6 +120,11 @@ def _with_free_batch(opening: Opening, model: Path, example: Float32Array, threa
         for value in (*changed.graph.input, *changed.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del changed.graph.value_info[:]
+        targets = {node.input[1] for node in changed.graph.node if node.op_type == "Reshape"}
+        for constant in changed.graph.initializer:  # a Reshape to (1, …): the 1 is the batch
+            sides = onnx.numpy_helper.to_array(constant)
+            if constant.name in targets and sides.ndim == 1 and len(sides) and sides[0] == 1:
+                constant.CopyFrom(onnx.numpy_helper.from_array(np.array([0, *sides[1:]], np.int64), constant.name))
         path = Path(folder) / model.name
         onnx.save(changed, path)
         try:

@@ -90,8 +90,9 @@ def _reason(read: Reading, node: Any, found: Mapping[str, Reason]) -> Reason | N
     if any(_per_channel(read, it) for it in [*quantizers, *(source for source, is_dq in zip(sources, dequantized, strict=True) if is_dq)]):
         return Reason("per-channel-activation", own)
     if node.op_type in _JOINS and len(activations) > 1:
-        fuses = all(dequantized) and (quantizers or others) and (not others or _from_downstream(read, node, others) is None)
-        return None if fuses else Reason("residual-add", own)
+        if not all(dequantized) or not (quantizers or others):
+            return Reason("residual-add", own)
+        return _from_downstream(read, node, others) if others else None
     if node.op_type in _CLAMPS:
         return _of_clamp(read, node, sources[0] if sources else None, quantizers, found)
     if not all(dequantized):
@@ -134,12 +135,12 @@ def _from_downstream(read: Reading, node: Any, others: list[Any]) -> Reason | No
         if taker.op_type in _CLAMPS:
             quantizers, _ = _takers(read, taker)
             if not quantizers:
-                return Reason("float-output", node.name or node.op_type)
+                return Reason("residual-add" if node.op_type in _JOINS else "float-output", node.name or node.op_type)
             if not all(_does_relu(read, it) for it in quantizers):
                 return Reason("split-activation", taker.name or taker.op_type)
             continue
-        if taker.op_type in _JOINS:
-            return Reason("residual-add", taker.name or taker.op_type)
+        if taker.op_type in _JOINS or node.op_type in _JOINS:
+            return Reason("residual-add", (taker if taker.op_type in _JOINS else node).name or node.op_type)
         return Reason("float-operator", taker.name or taker.op_type)
     return None if all(taker.op_type in _CLAMPS for taker in others) else Reason("run-in-float", node.name or node.op_type)
 

@@ -73,6 +73,13 @@ def test_a_relu_that_its_quantizer_does_not_do(runtime, pair):
     assert explanation.int8_share == 0.75  # the logits stay float
 
 
+@ONNX_RUNTIME
+def test_a_sum_before_such_a_relu_is_told_as_the_relu_s_doing(runtime, pair):
+    found, _ = why(runtime, pair(residual, signed=True))
+    assert "residual-add" not in found
+    assert "add" in found["split-activation"].nodes
+
+
 def depthwise(net, *, per_channel=False):
     value = net.q(net.op("Relu", net.conv(net.q("input"), CHANNELS, name="conv1", bias=True), name="relu1"), per_channel=per_channel)
     value = net.block(value, CHANNELS, groups=CHANNELS, name="depthwise", bias=True)
@@ -192,11 +199,15 @@ def test_shapes_that_are_computed_at_each_inference(runtime, pair):
     assert "dynamic-shape" not in static
 
 
-def tiny(net):
+def tiny_trunk(net):
     value = net.q("input")
     for k in range(12):
         value = net.block(value, 8, name=f"conv{k}")
-    return net.head(value)
+    return value
+
+
+def tiny(net):
+    return net.head(tiny_trunk(net))
 
 
 @BOTH
@@ -259,12 +270,19 @@ def test_a_static_file_is_told_to_be_tiny_too_and_one_with_its_batch_written_ins
     assert found["small-layers"].share > 0.3
 
     def written_inside(net):
-        shape = net.constant("shape", np.array([1, 3 * 16], np.int64))
-        flat = net.op("Reshape", net.q("input"), shape, name="flat", channels=48)
-        return net.op("Gemm", flat, net.weight("linear.weight", (10, 48)), name="linear", transB=1)
+        flat = net.op("Reshape", net.q("input"), net.constant("shape", np.array([48], np.int64)), name="flat", channels=48)
+        row = net.op("Unsqueeze", flat, net.constant("axis", np.array([0], np.int64)), name="row")
+        return net.op("Gemm", row, net.weight("linear.weight", (10, 48)), name="linear", transB=1)
+
+    def flattened(net):
+        value = tiny_trunk(net)
+        flat = net.op("Reshape", value, net.constant("shape", np.array([1, 8 * 16], np.int64)), name="flat", channels=128)
+        return net.op("Gemm", flat, net.weight("linear.weight", (10, 128)), name="linear", transB=1)
 
     found, _ = why("onnxruntime", pair(written_inside, shape=(3, 4, 4), batch=1), example(3, 4, 4))
     assert "small-layers" not in found
+    found, _ = why("onnxruntime", pair(flattened, shape=(3, 4, 4), batch=1), example(3, 4, 4))
+    assert "small-layers" in found, "a Reshape to (1, n) is what exporters write"
 
 
 class Recorded:
