@@ -64,7 +64,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 CALIBRATION, BATCH = 512, 100
 TESTED = {"cifar-resnet": 500, "cifar-mobilenet": 500}  # an emulated CPU takes a second for ten such images
 TESTED_ELSE = 2000
-SECONDS, BATCHES, FEWEST_RUNS = 10.0, (1, 32), 200
+SECONDS, BATCHES, FEWEST_RUNS = 6.0, (1, 32), 200
 LIMIT_SECONDS = 1800.0
 
 

@@ -72,7 +72,8 @@ class Model:
             self.static_batch: int | None = batch if isinstance(batch, int) else None
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise PredictError(f"contract.json cannot be used: {error!r}", "copy the bundle again", exit_code=5) from error
-        self.session = open_session(verified(folder / "model.onnx", folder / "manifest.json"), threads)
+        doubtful = self.choice is not None and self.choice.warning is not None
+        self.session = open_session(verified(folder / "model.onnx", folder / "manifest.json"), threads, exact=doubtful)
 
     def logits(self, batch: Float32Array) -> Float32Array:
         """(n, *shape) in [low, high] to (n, classes); PredictError where the batch is not as the contract says."""
@@ -248,10 +249,11 @@ def choose(table: Any, sets: "frozenset[str] | None", asked: "str | None", *, in
 
 
 def _doubt(variant: Any, sets: "frozenset[str] | None") -> "str | None":
+    slower = "it runs in ONNX Runtime's exact mode, which is slower"
     if sets is None:
-        return "whether this CPU computes it exactly could not be found out"
+        return f"whether this CPU computes it exactly could not be found out: {slower}"
     exact = not sets.isdisjoint(variant["exact_on"])
-    return None if exact else f"this CPU has no {' or '.join(variant['exact_on'])}: sums saturate in 16 bits and the answers may be wrong"
+    return None if exact else f"this CPU has no {' or '.join(variant['exact_on'])}, and its sums would saturate in 16 bits: {slower}"
 
 
 def probed(table: Any) -> "frozenset[str] | None":
@@ -322,14 +324,19 @@ def verified(model: Path, manifest: Path) -> bytes:
     return content
 
 
-def open_session(content: bytes, threads: int) -> Any:
-    """The model in ONNX Runtime on the CPU; PredictError with code 4 where that is not installed."""
+def open_session(content: bytes, threads: int, *, exact: bool = False) -> Any:
+    """The model in ONNX Runtime on the CPU; PredictError with code 4 where that is not installed.
+
+    `exact`: by kernels that do not saturate where the CPU has no int8 dot product; without effect elsewhere.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise PredictError("onnxruntime is not installed", "pip install onnxruntime", exit_code=4) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
