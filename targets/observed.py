@@ -73,6 +73,8 @@ class Opening(Protocol):
     """How a runtime opens files for looking at them: what `times` and `explained` need of it."""
 
     name: str
+    on_cpu: bool
+    """whether threads mean anything; an accelerator is also not loaded for the sake of them, which may take it minutes"""
 
     def load(self, model: Path, *, threads: int, shape: Sequence[int] | None = None) -> Loaded:
         """The file; with `shape` for its input where it has free sides."""
@@ -97,13 +99,13 @@ def times(opening: Opening, model: Path, example: Float32Array, *, threads: int,
         runs["within_batch"] = (of_any_batch, _batch(example, WITHIN_BATCH))
     if loaded.batch is None or None in loaded.shape:
         runs["fixed"] = (opening.load(model, threads=threads, shape=sample.shape), sample)
-    if threads > 1:
+    if threads > 1 and opening.on_cpu:
         runs["one_thread"] = (opening.load(model, threads=1), sample)
-    if threads > cores:
+    if threads > cores and opening.on_cpu:
         runs["all_cores"] = (opening.load(model, threads=cores), sample)
     if against is not None:
         runs["float_alone"] = (opening.load(against, threads=threads), sample)
-        if threads > 1:
+        if threads > 1 and opening.on_cpu:
             runs["float_one_thread"] = (opening.load(against, threads=1), sample)
     taken = _fastest(runs)
     if "within_batch" in taken:

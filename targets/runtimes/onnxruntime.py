@@ -13,6 +13,8 @@ from kdpipe.targets.runtimes.onnxruntime_view import accelerated_view, cpu_view
 from kdpipe.targets.runtimes.runtime import Hint, runtime_version, session_name
 from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
 
+_ON_CPU = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-xnnpack")
+
 
 class OnnxRuntime:
     """The plug-in of one provider; `runtime`: its name in `agent.PROVIDERS`, `do`: what helps where it is not there."""
@@ -38,6 +40,7 @@ class OnnxRuntimeOpening:
 
     def __init__(self, runtime: str, do: str, hint: Hint) -> None:
         self.name = session_name(runtime, runtime_version(runtime) or "")
+        self.on_cpu = runtime in _ON_CPU
         self._runtime, self._do, self._hint = runtime, do, hint
 
     def load(self, model: Path, *, threads: int, shape: Sequence[int] | None = None) -> Loaded:

@@ -36,6 +36,7 @@ class OpenVinoOpening:
 
     def __init__(self, runtime: str, do: str, hint: Hint) -> None:
         self.name = session_name(runtime, runtime_version(runtime) or "")
+        self.on_cpu = OPENVINO_DEVICES[runtime] == "CPU"
         self._runtime, self._do, self._hint = runtime, do, hint
 
     def load(self, model: Path, *, threads: int, shape: Sequence[int] | None = None) -> Loaded:
@@ -45,7 +46,13 @@ class OpenVinoOpening:
 
     def observe(self, model: Path, *, threads: int, example: Float32Array) -> Observed:
         """See `Opening.observe`."""
-        return view(model, load_openvino(str(model), threads, self._hint, OPENVINO_DEVICES[self._runtime], profiled=True), example)
+        loaded = load_openvino(str(model), threads, self._hint, OPENVINO_DEVICES[self._runtime], profiled=True)
+        try:
+            return view(model, loaded, example)
+        except RuntimeError:
+            if self.on_cpu:
+                raise
+            return Observed(nodes=())  # a device whose plug-in has no runtime graph tells nothing of its nodes
 
 
 plugin = OpenVino("openvino", do="python -m pip install --force-reinstall openvino")

@@ -290,8 +290,8 @@ class Recorded:
 
     name = "recorded"
 
-    def __init__(self):
-        self.loads = []
+    def __init__(self, *, on_cpu=True):
+        self.loads, self.on_cpu = [], on_cpu
 
     def load(self, model, *, threads, shape=None):
         self.loads.append((str(model), threads, shape))
@@ -309,6 +309,9 @@ def test_times_are_taken_of_the_first_run_of_fixed_sides_of_fewer_threads_and_of
     assert opening.loads == [("int8", many, None), ("int8", many, (1, 4)), ("int8", 1, None), ("int8", cores, None), ("float", many, None), ("float", 1, None)]
     assert found.first > 40
     assert None not in (found.within_batch, found.fixed, found.one_thread, found.all_cores, found.float_alone, found.float_one_thread)
+    accelerated = Recorded(on_cpu=False)
+    times(accelerated, Path("int8"), example(4), threads=many, against=Path("float"))
+    assert accelerated.loads == [("int8", many, None), ("int8", many, (1, 4)), ("float", many, None)]
     alone = times(Recorded(), Path("int8"), example(4), threads=1)
     assert (alone.one_thread, alone.all_cores, alone.float_alone) == (None, None, None)
 
