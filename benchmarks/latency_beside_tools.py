@@ -1,6 +1,6 @@
 """kdpipe's p50 beside two tools that know nothing of it: OpenVINO's benchmark_app, and a bare loop around the runtime.
 
-    python benchmarks/latency_beside_tools.py [--rounds 12] [--seconds 1.5]
+    python benchmarks/latency_beside_tools.py [--rounds 24] [--seconds 1.5]
 
 Each round measures the same file with each tool, each in a fresh process on the same core, in an order that rotates: one thread, one stream, batch 1,
 float32, the same samples. A ratio is kdpipe's p50 over the tool's, averaged (in logs) over rounds, with Student's 95 % interval.
@@ -101,7 +101,7 @@ class Case:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=1.5, help="measured time of each tool in a round")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-GATES = {"latency-gate": "", "latency-gate-loaded": ", no priority over other programs"}
+GATES = {"latency-gate": ", with priority over other programs", "latency-gate-loaded": ", with none"}
 TOOLS = "latency-beside-tools"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file by its path
 import latency_pruning_section
+import latency_section
 import noisy_labels_section
 import robust_table_section
 import wrong_variant_section
@@ -52,6 +53,7 @@ def page() -> str:
             parts.append(_section(title, json.loads(path.read_text())))
     parts += robust_table_section.sections(ROOT / "benchmarks" / "results" / "tables")
     parts += noisy_labels_section.sections(ROOT / "benchmarks" / "results" / "noisy")
+    parts += latency_section.sections(ROOT / "benchmarks" / "results" / "figures")
     parts += wrong_variant_section.sections(ROOT / "benchmarks" / "results" / "figures")
     parts += latency_pruning_section.sections(ROOT / "benchmarks" / "results" / "figures")
     for name, (title, command) in _FIGURES.items():
