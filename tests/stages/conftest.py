@@ -131,7 +131,7 @@ def _blocks_device() -> Any:
 
 
 @pytest.fixture
-def board() -> Any:
+def blocks() -> Any:
     """A device whose kernels work in blocks: see `blocks_device.py`."""
     return _blocks_device().Board()
 

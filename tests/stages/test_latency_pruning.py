@@ -30,10 +30,10 @@ def with_student(inputs, tmp_path, digits, still_task):
 
 
 @pytest.fixture
-def pruned(with_student, context, tmp_path, board, profile):
+def pruned(with_student, context, tmp_path, blocks, profile):
     """`pruned("out", speedup=1.5, …)`: the folder that the stage leaves, measured by the board that works in blocks."""
 
-    def make(name="out", *, progress=None, on=board, **keys):
+    def make(name="out", *, progress=None, on=blocks, **keys):
         (tmp_path / name).mkdir(exist_ok=True)
         config = PruneConfig.model_validate({"epochs": 1, "steps": 1, "batch_size": 64, "measured_on": "cpu", "importance_batches": 2, **keys})
         machine = Machine(on.name, _Settings(on), on.identity())
@@ -44,11 +44,11 @@ def pruned(with_student, context, tmp_path, board, profile):
 
 
 class _Settings:
-    def __init__(self, board):
-        self.board = board
+    def __init__(self, blocks):
+        self.blocks = blocks
 
     def device(self, name, project):
-        return self.board
+        return self.blocks
 
 
 def report_of(folder):
@@ -101,15 +101,15 @@ def test_several_steps_each_cut_the_same_factor_to_a_latency(pruned):
 
 
 @pytest.mark.slow
-def test_a_machine_that_slows_down_is_not_taken_for_a_slow_network(pruned, board):
+def test_a_machine_that_slows_down_is_not_taken_for_a_slow_network(pruned, blocks):
     fast = report_of(pruned("fast", speedup=1.8))
-    begun = board.ask
+    begun = blocks.ask
 
     def slower(*arguments, **keys):
-        board.slower *= 1.3
+        blocks.slower *= 1.3
         return begun(*arguments, **keys)
 
-    board.ask = slower
+    blocks.ask = slower
     assert report_of(pruned("slow", speedup=1.8))["layers"] == fast["layers"]
 
 
@@ -141,13 +141,13 @@ def test_a_goal_that_the_student_meets_already_is_no_pruning(pruned):
 
 
 @pytest.mark.slow
-def test_stopped_while_it_trains_it_goes_on_to_the_same_files_without_measuring_again(pruned, stopping, board):
+def test_stopped_while_it_trains_it_goes_on_to_the_same_files_without_measuring_again(pruned, stopping, blocks):
     whole = pruned("whole", speedup=1.8, epochs=2)
     with pytest.raises(stopping.Stopped):
         pruned("stopped", speedup=1.8, epochs=2, progress=_after_decision(stopping))
-    asked = len(board.asked)
+    asked = len(blocks.asked)
     stopped = pruned("stopped", speedup=1.8, epochs=2)
-    assert len(board.asked) == asked
+    assert len(blocks.asked) == asked
     for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
 
@@ -163,53 +163,53 @@ def _after_decision(stopping):
 
 
 @pytest.mark.slow
-def test_a_second_pruning_measures_no_layer_twice_and_damaged_decisions_are_made_again(pruned, board, tmp_path, listener):
+def test_a_second_pruning_measures_no_layer_twice_and_damaged_decisions_are_made_again(pruned, blocks, tmp_path, listener):
     pruned("first", speedup=1.5)
-    assert [models for models in board.asked if models == ("1", "5")]
-    board.asked.clear()
+    assert [models for models in blocks.asked if models == ("1", "5")]
+    blocks.asked.clear()
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / DECISIONS_FILE).write_text("{")
     pruned("second", speedup=2.0)
-    assert not [models for models in board.asked if models == ("1", "5")]
+    assert not [models for models in blocks.asked if models == ("1", "5")]
     assert "prune: what was measured before the stop cannot be read, measuring again" in listener.said
 
 
 @pytest.mark.slow
-def test_a_device_that_breaks_off_leaves_what_was_measured(pruned, board, tmp_path):
-    board.breaks_after = 30
+def test_a_device_that_breaks_off_leaves_what_was_measured(pruned, blocks, tmp_path):
+    blocks.breaks_after = 30
     with pytest.raises(UnavailableError, match="the link was cut"):
         pruned(speedup=1.5)
-    board.breaks_after = None
+    blocks.breaks_after = None
     [table] = (tmp_path / FOLDER).iterdir()
     known = len(json.loads(table.read_text())["entries"])
     assert known >= 24
-    board.asked.clear()
+    blocks.asked.clear()
     pruned(speedup=1.5)
-    assert len([models for models in board.asked if models == ("1", "5")]) == len(json.loads(table.read_text())["entries"]) - known
+    assert len([models for models in blocks.asked if models == ("1", "5")]) == len(json.loads(table.read_text())["entries"]) - known
 
 
-def test_a_device_that_changed_since_the_plan_is_not_measured(pruned, board, with_student):
-    planned = board.identity()
-    board.version = "1.33.0"
+def test_a_device_that_changed_since_the_plan_is_not_measured(pruned, blocks, with_student):
+    planned = blocks.identity()
+    blocks.version = "1.33.0"
     with pytest.raises(UnavailableError, match=r"device board changed since the build was planned: onnxruntime 1\.32\.0 → 1\.33\.0"):
-        pruned(speedup=1.5, on=_Replaced(board, planned))
+        pruned(speedup=1.5, on=_Replaced(blocks, planned))
 
 
 class _Replaced:
     """A board that was another when the build was planned."""
 
-    def __init__(self, board, identity):
-        self._board, self._identity = board, identity
+    def __init__(self, blocks, identity):
+        self._blocks, self._identity = blocks, identity
 
     def identity(self):
         return self._identity
 
     def __getattr__(self, name):
-        return getattr(self._board, name)
+        return getattr(self._blocks, name)
 
 
-def test_an_emulated_device_gives_no_latency_to_prune_by(pruned, board):
-    board.no_latency = "not measured: the CPU is emulated"
+def test_an_emulated_device_gives_no_latency_to_prune_by(pruned, blocks):
+    blocks.no_latency = "not measured: the CPU is emulated"
     with pytest.raises(UnavailableError) as caught:
         pruned(speedup=1.5)
     problem = caught.value.problems[0]

@@ -20,8 +20,8 @@ def depthwise(width):
 
 
 @pytest.fixture
-def setting(board):
-    return Setting(board.identity(), "onnxruntime", "1.32.0", 1, 1, "latency", Scheme(), 19, None)
+def setting(blocks):
+    return Setting(blocks.identity(), "onnxruntime", "1.32.0", 1, 1, "latency", Scheme(), 19, None)
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def files(project):
     return sorted((project / FOLDER).iterdir())
 
 
-def test_a_layer_s_time_is_the_difference_of_the_two_files(opened, board, listener, law):
+def test_a_layer_s_time_is_the_difference_of_the_two_files(opened, blocks, listener, law):
     table = opened()
-    assert table.measure([conv(8, 16), depthwise(12)], board, listener) == 2
+    assert table.measure([conv(8, 16), depthwise(12)], blocks, listener) == 2
     assert table.ns(conv(8, 16)) == pytest.approx(law(16, 9, 8, 16), abs=1)
     assert table.ns(depthwise(12)) == pytest.approx(law(16, 9, 1, 12, depthwise=True), abs=1)
     entry = table.entries[conv(8, 16).name]
@@ -46,23 +46,23 @@ def test_a_layer_s_time_is_the_difference_of_the_two_files(opened, board, listen
     assert (entry.windows, entry.runs) == (20, 2 * 20 * 4)
 
 
-def test_what_was_measured_is_found_again_and_only_the_rest_is_asked_for(opened, board, listener):
-    opened().measure([conv(8, 16)], board, listener)
+def test_what_was_measured_is_found_again_and_only_the_rest_is_asked_for(opened, blocks, listener):
+    opened().measure([conv(8, 16)], blocks, listener)
     table = opened()
     assert table.missing([conv(8, 16), conv(8, 32), conv(8, 32)]) == [conv(8, 32)]
-    assert table.measure([conv(8, 16), conv(8, 32)], board, listener) == 1
-    assert len(board.asked) == 2
+    assert table.measure([conv(8, 16), conv(8, 32)], blocks, listener) == 1
+    assert len(blocks.asked) == 2
 
 
-def test_measuring_that_was_interrupted_goes_on(opened, board, listener):
+def test_measuring_that_was_interrupted_goes_on(opened, blocks, listener):
     shapes = [conv(4, width) for width in range(4, 4 * 31, 4)]  # more than one request
-    board.breaks_after = 26
+    blocks.breaks_after = 26
     with pytest.raises(UnavailableError, match="the link was cut"):
-        opened().measure(shapes, board, listener)
-    board.breaks_after = None
+        opened().measure(shapes, blocks, listener)
+    blocks.breaks_after = None
     table = opened()
     assert len(table.entries) == 24  # the requests that were answered whole
-    assert table.measure(shapes, board, listener) == 6
+    assert table.measure(shapes, blocks, listener) == 6
 
 
 @pytest.mark.parametrize(
@@ -70,21 +70,21 @@ def test_measuring_that_was_interrupted_goes_on(opened, board, listener):
     [{"threads": 2}, {"runtime_version": "1.33.0"}, {"scheme": Scheme(weight_bits=8)}, {"batch": 4}, {"device": {"cpu": "another"}}],
     ids=["threads", "runtime", "scheme", "batch", "device"],
 )
-def test_another_setting_has_a_table_of_its_own(opened, board, listener, changed, tmp_path):
-    opened().measure([conv(8, 16)], board, listener)
+def test_another_setting_has_a_table_of_its_own(opened, blocks, listener, changed, tmp_path):
+    opened().measure([conv(8, 16)], blocks, listener)
     other = opened(**changed)
     assert not other.entries
     assert other.path not in files(tmp_path)
 
 
-def test_a_device_keeps_its_table_under_another_name(opened, board, listener):
-    opened().measure([conv(8, 16)], board, listener)
-    board.name = "renamed"
-    assert opened(device=board.identity()).entries
+def test_a_device_keeps_its_table_under_another_name(opened, blocks, listener):
+    opened().measure([conv(8, 16)], blocks, listener)
+    blocks.name = "renamed"
+    assert opened(device=blocks.identity()).entries
 
 
-def test_a_table_copied_from_another_device_is_not_used(opened, board, listener, tmp_path):
-    opened().measure([conv(8, 16)], board, listener)
+def test_a_table_copied_from_another_device_is_not_used(opened, blocks, listener, tmp_path):
+    opened().measure([conv(8, 16)], blocks, listener)
     [path] = files(tmp_path)
     other = opened(device={"cpu": "another"})
     path.rename(other.path)
@@ -94,8 +94,8 @@ def test_a_table_copied_from_another_device_is_not_used(opened, board, listener,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"identity": {}, "entries": [{"shape": 1}]}'], ids=["empty", "cut short", "bytes", "other keys"])
-def test_a_damaged_table_is_set_aside_and_measured_anew(opened, board, listener, tmp_path, content):
-    opened().measure([conv(8, 16)], board, listener)
+def test_a_damaged_table_is_set_aside_and_measured_anew(opened, blocks, listener, tmp_path, content):
+    opened().measure([conv(8, 16)], blocks, listener)
     [path] = files(tmp_path)
     path.write_bytes(content)
     listener.said.clear()
@@ -103,12 +103,12 @@ def test_a_damaged_table_is_set_aside_and_measured_anew(opened, board, listener,
     assert not table.entries
     assert "cannot be read" in listener.said[0]
     assert path.with_suffix(".damaged").read_bytes() == content
-    table.measure([conv(8, 16)], board, listener)
+    table.measure([conv(8, 16)], blocks, listener)
     assert opened().entries
 
 
-def test_a_time_below_zero_in_a_table_is_damage(opened, board, listener, tmp_path):
-    opened().measure([conv(8, 16)], board, listener)
+def test_a_time_below_zero_in_a_table_is_damage(opened, blocks, listener, tmp_path):
+    opened().measure([conv(8, 16)], blocks, listener)
     [path] = files(tmp_path)
     content = json.loads(path.read_text())
     content["entries"][0]["ns"] = -5.0
@@ -116,27 +116,27 @@ def test_a_time_below_zero_in_a_table_is_damage(opened, board, listener, tmp_pat
     assert not opened().entries
 
 
-def test_two_builds_at_once_lose_nothing_of_each_other(opened, board, listener):
+def test_two_builds_at_once_lose_nothing_of_each_other(opened, blocks, listener):
     first, second = opened(), opened()
-    first.measure([conv(8, 16)], board, listener)
-    second.measure([conv(8, 32)], board, listener)
+    first.measure([conv(8, 16)], blocks, listener)
+    second.measure([conv(8, 32)], blocks, listener)
     assert set(opened().entries) == {conv(8, 16).name, conv(8, 32).name}
 
 
-def test_between_measured_inputs_it_interpolates_and_keeps_what_the_kernels_dislike(opened, board, listener, law):
-    """The board computes in fours of inputs: 30 take as long as 32."""
+def test_between_measured_inputs_it_interpolates_and_keeps_what_the_kernels_dislike(opened, blocks, listener, law):
+    """The blocks computes in fours of inputs: 30 take as long as 32."""
     widths, outputs = list(range(8, 66, 2)), [16, 32, 48, 64]
     table = opened()
-    table.measure(grid(conv(64, 64), widths, outputs), board, listener)
+    table.measure(grid(conv(64, 64), widths, outputs), blocks, listener)
     assert len(table.entries) == 3 * 4 + len(widths) - 3
     for inputs in widths:
         for made in outputs:
             assert table.ns(conv(inputs, made)) == pytest.approx(law(16, 9, inputs, made), rel=0.05), (inputs, made)  # the law's constant part does not scale
 
 
-def test_a_width_of_the_outputs_that_was_not_measured_lies_between_its_neighbours(opened, board, listener):
+def test_a_width_of_the_outputs_that_was_not_measured_lies_between_its_neighbours(opened, blocks, listener):
     table = opened()
-    table.measure([conv(8, 16), conv(8, 32)], board, listener)
+    table.measure([conv(8, 16), conv(8, 32)], blocks, listener)
     low, high = table.ns(conv(8, 16)), table.ns(conv(8, 32))
     assert low <= table.ns(conv(8, 20)) <= high
     assert table.ns(conv(8, 8)) == low  # beyond them nothing is promised
@@ -154,3 +154,12 @@ def test_this_host_measures_a_wider_layer_as_slower(tmp_path, listener):
         table = LatencyTable.opened(watch.setting, tmp_path, listener.said.append)
         table.measure([conv(8, 8, 28), conv(64, 64, 28)], watch.device, listener)
         assert table.ns(conv(64, 64, 28)) > 2 * table.ns(conv(8, 8, 28))
+
+
+@pytest.mark.slow
+def test_a_board_over_ssh_measures_layers_as_this_host_does(pi, setting, tmp_path, listener):
+    with pi.connected():
+        there = replace(setting, device=pi.identity(), runtime_version=pi.facts().runtimes["onnxruntime"])
+        table = LatencyTable.opened(there, tmp_path, listener.said.append)
+        assert table.measure([conv(8, 8, 28), conv(64, 64, 28)], pi, listener) == 2
+    assert table.ns(conv(64, 64, 28)) > 2 * table.ns(conv(8, 8, 28))
