@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 VARIANTS = {"avx2": "7 bits (`avx2`)", "vnni": "8 bits (`vnni`)"}
-PLACES = {"host": "CPU with VNNI", "Haswell": "without (Haswell, emulated)"}
+PLACES = {"host": "with VNNI", "Haswell": "without"}
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -24,16 +24,15 @@ def _wrong_variant(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Trained networks, calibrated alike with 7-bit and with 8-bit weights (u8 activations, per channel). Accuracy in per cent; in brackets the "
         "file's less its twin's, paired, with the 95 % interval; agreement: samples with the twin's label; difference: mean over all logits, in per "
-        "cent of their spread."
+        "cent of their spread. The CPU without VNNI is an emulated Haswell."
     )
-    rows = ["| network | weights | runtime | CPU | accuracy | agreement | difference |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    columns = [f"{title}: {figure}" for title in PLACES.values() for figure in ("accuracy", "agreement", "difference")]
+    rows = [f"| network | weights | runtime | {' | '.join(columns)} |", f"| --- | --- | --- |{' --- |' * len(columns)}"]
     for network in record["networks"].values():
         for variant, bits in VARIANTS.items():
             for runtime in RUNTIMES:
-                for place, cpu in PLACES.items():
-                    found = network["quality"].get(f"{variant}/{place}/{runtime}")
-                    if found:
-                        rows.append(f"| {network['title']} | {bits} | {runtime} | {cpu} | {_quality(found)} |")
+                cells = [_quality(network["quality"].get(f"{variant}/{place}/{runtime}")) for place in PLACES]
+                rows.append(f"| {network['title']} | {bits} | {runtime} | {' | '.join(cells)} |")
     yield "\n".join(rows)
     timed = [(network["title"], entry) for network in record["networks"].values() for entry in network["latency"]]
     if timed:
@@ -53,9 +52,9 @@ def _wrong_variant(record: Mapping[str, Any]) -> Iterator[str]:
         yield "\n".join(rows)
 
 
-def _quality(found: Mapping[str, Any]) -> str:
-    if "not_measured" in found:
-        return f"not measured: {found['not_measured']} | | "
+def _quality(found: Mapping[str, Any] | None) -> str:
+    if found is None or "not_measured" in found:
+        return f"not measured{f': {found["not_measured"]}' if found else ''} | |"
     clean, apart, agreement = found["clean"], found["file_minus_twin"], found["agreement"]
     accuracy = f"{clean['value']:.1f} ({apart['value']:+.1f} [{apart['low']:+.1f}, {apart['high']:+.1f}]), n {clean['n']:,}"
     return f"{accuracy} | {agreement['value']:.2f} [{agreement['low']:.2f}, {agreement['high']:.2f}] | {found['mean_difference_percent']:.2g}"
