@@ -53,8 +53,10 @@ def _wrong_variant(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _quality(found: Mapping[str, Any] | None) -> str:
-    if found is None or "not_measured" in found:
-        return f"not measured{f': {found["not_measured"]}' if found else ''} | |"
+    if found is None:
+        return "not measured | |"
+    if "not_measured" in found:
+        return f"not measured: {found['not_measured']} | |"
     clean, apart, agreement = found["clean"], found["file_minus_twin"], found["agreement"]
     accuracy = f"{clean['value']:.1f} ({apart['value']:+.1f} [{apart['low']:+.1f}, {apart['high']:+.1f}]), n {clean['n']:,}"
     return f"{accuracy} | {agreement['value']:.2f} [{agreement['low']:.2f}, {agreement['high']:.2f}] | {found['mean_difference_percent']:.2g}"
