@@ -21,6 +21,7 @@ import re
 import statistics
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -146,7 +147,11 @@ def load_onnxruntime(
         return session.run(outputs[:1], {name: batch})[0]
 
     kind = given[0].type if len(given) == 1 else f"{len(given)} inputs"
-    fell_back = _fell_back(session, provider) if provider != "CPUExecutionProvider" else ()
+    fell_back: tuple[str, ...] = ()
+    if provider != "CPUExecutionProvider" and hasattr(session, "get_provider_graph_assignment_info"):
+        fell_back = _fell_back(_assigned(session), provider)
+    elif provider != "CPUExecutionProvider" and profiled is None:  # before ONNX Runtime 1.24
+        fell_back = _fell_back(_seen_running(model, options, _providers(provider, threads, there)), provider)
     return Loaded(run, session, name, kind, sizes[0] if sizes else None, tuple(sizes[1:]), len(outputs), fell_back)
 
 
@@ -163,20 +168,36 @@ def _providers(provider: str, threads: int, there: list[str]) -> list[Any]:
     return [(provider, settings.get(provider, {})), *beside, "CPUExecutionProvider"]
 
 
-def _fell_back(session: Any, provider: str) -> tuple[str, ...]:
-    """The nodes that another provider runs. Before ONNX Runtime 1.24 it cannot be asked: nothing is claimed then."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return ()
-    taken, others = 0, []
-    for part in session.get_provider_graph_assignment_info():
-        names = [node.name or node.op_type for node in part.get_nodes()]
-        if part.ep_name == provider:
-            taken += len(names)
-        else:
-            others += names
-    if not taken:
+def _fell_back(nodes: list[tuple[str, str]], provider: str) -> tuple[str, ...]:
+    """The nodes that another provider runs, of all with who runs them; none are known where the list is empty."""
+    others = [name for name, by in nodes if by != provider]
+    if nodes and len(others) == len(nodes):
         raise NotThereError(f"{provider} takes none of the {len(others)} nodes of this file: all would run on the CPU")
     return tuple(others)
+
+
+def _assigned(session: Any) -> list[tuple[str, str]]:
+    """Each node of the file and who runs it, by ONNX Runtime's own record."""
+    return [(node.name or node.op_type, part.ep_name) for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+
+
+def _seen_running(model: str, options: Any, providers: list[Any]) -> list[tuple[str, str]]:
+    """The same of the optimised graph, by the profile of one run on zeros; empty where these do not run, for a side that is free may not be 1."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        given = session.get_inputs()[0]
+        try:
+            session.run(None, {given.name: np.zeros([side if isinstance(side, int) else 1 for side in given.shape], np.float32)})
+        except Exception as error:  # onnxruntime's types have no common base
+            sys.stderr.write(f"who runs which node is not known: {error}\n")
+            return []
+        events = json.loads(Path(session.end_profiling()).read_text())
+    names = [(event["name"], event["args"]["provider"]) for event in events if event.get("cat") == "Node" and "provider" in event.get("args", {})]
+    return [(name[: -len("_kernel_time")], by) for name, by in names if name.endswith("_kernel_time")]
 
 
 def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", profiled: bool = False, shape: list[int] | None = None, streams: int = 1) -> Loaded:

@@ -1,7 +1,9 @@
 """Providers and devices that this machine does not have: onnxruntime and openvino are stood in for, with the interfaces of 1.32 and 2026.4."""
 
 import importlib.metadata
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -80,6 +82,32 @@ def test_a_provider_that_takes_no_node_is_not_there(onnxruntime, monkeypatch):
     monkeypatch.setattr(Session, "assigned", dict.fromkeys(("a", "b", "softmax"), "CPUExecutionProvider"))
     with pytest.raises(agent.NotThereError, match="XnnpackExecutionProvider takes none of the 3 nodes of this file: all would run on the CPU"):
         agent.load("onnxruntime-xnnpack", "model.onnx", 4, "latency")
+
+
+def test_an_onnxruntime_without_that_record_is_watched_running(onnxruntime, monkeypatch):
+    """As 1.22 is: the events of its profile name the provider of each node."""
+
+    class Old(Session):
+        get_provider_graph_assignment_info = property()  # hasattr says no
+
+        def run(self, outputs, given):
+            self.given = given["input"]
+            return [given["input"]]
+
+        def end_profiling(self):
+            assert self.given.shape == (1, 1, 8, 8)
+            path = Path(f"{self.options.profile_file_prefix}.json")
+            nodes = [{"cat": "Node", "name": f"{name}_kernel_time", "args": {"provider": by}} for name, by in self.assigned.items()]
+            path.write_text(json.dumps([{"cat": "Session", "name": "model_run"}, *nodes]))
+            return str(path)
+
+    onnxruntime.InferenceSession = Old
+    assert agent.load("onnxruntime-xnnpack", "model.onnx", 4, "latency").fell_back == ("softmax",)
+    monkeypatch.setattr(Session, "assigned", {"softmax": "CPUExecutionProvider"})
+    with pytest.raises(agent.NotThereError, match="takes none of the 1 nodes"):
+        agent.load("onnxruntime-xnnpack", "model.onnx", 4, "latency")
+    monkeypatch.setattr(Old, "run", lambda self, outputs, given: 1 / 0)
+    assert agent.load("onnxruntime-xnnpack", "model.onnx", 4, "latency").fell_back == (), "nothing is claimed of what was not seen"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-openvino"])
