@@ -154,7 +154,6 @@ Cause = Literal[
     "dynamic-shape",
     "missing-instruction",
     "small-layers",
-    "overhead",
     "memory-bound",
     "slow-kernel",
     "threads",

@@ -1,5 +1,13 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from kdpipe.targets.causes import Evidence
+from kdpipe.targets.devices.agent import Loaded
+from kdpipe.targets.explanation import concluded
+from kdpipe.targets.observed import Times
+from kdpipe.targets.runtimes.onnxruntime_view import accelerated_view
 from kdpipe.targets.runtimes.runtime import open_session
 
 
@@ -48,3 +56,35 @@ def test_threads_are_set_and_deterministic_computing_is_on(files):
         options = session._loaded.handle.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads, options.use_deterministic_compute) == (2, 1, True)
         assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_an_accelerator_s_parts_are_one_node_each_and_what_it_left_to_the_cpu_is_told(tmp_path, monkeypatch, samples):
+    """The events of TensorRT's and the CPU's nodes as the profile of 1.32 writes them; the session is stood in for."""
+    events = [
+        ("TRTKernel_graph_1", "TRTKernel_graph_1", "TensorrtExecutionProvider", 90, 256, 640, "float"),
+        ("softmax", "Softmax", "CPUExecutionProvider", 10, 640, 640, "float"),
+    ]
+
+    def end_profiling():
+        runs = [
+            {"cat": "Node", "name": f"{name}_kernel_time", "dur": dur, "args": {
+                "op_name": operator, "provider": by, "activation_size": str(read), "output_size": str(written), "output_type_shape": [{kind: [1, 10]}],
+            }}
+            for _ in range(len(calls))
+            for name, operator, by, dur, read, written, kind in events
+        ]  # fmt: skip
+        path = tmp_path / "profile.json"
+        path.write_text(json.dumps([{"cat": "Session", "name": "model_run", "dur": 120}, *runs]))
+        return str(path)
+
+    calls = []
+    loaded = Loaded(calls.append, SimpleNamespace(end_profiling=end_profiling), "input", "tensor(float)", 1, (1, 8, 8), 1)
+    monkeypatch.setattr("kdpipe.targets.runtimes.onnxruntime_view.load_onnxruntime", lambda *given, **more: loaded)
+    seen = accelerated_view(tmp_path / "model.onnx", 1, "latency", "TensorrtExecutionProvider", samples)
+    part, left = seen.nodes
+    assert (part.precision, part.share, part.note) == ("not told", 0.9, "run by Tensorrt")
+    assert (left.name, left.precision, left.bytes_written) == ("softmax", "float32", 640)
+    assert seen.fell_back == ("softmax",)
+    explanation = concluded("onnxruntime 1.32.0 TensorRT", Evidence(seen, Times(alone=0.1), frozenset()))
+    assert explanation.int8_share is None
+    assert [(it.cause, it.share) for it in explanation.findings] == [("fell-back", 0.1)]
