@@ -75,7 +75,7 @@ def _point(name: str, side: int) -> dict[str, Any]:
     twin = prepare(module, Scheme(), batch_norm="folded")
     calibrate_(twin, [torch.rand(16, *shape, generator=stream(0, f"{name}/{side}"))], "minmax")
     files = {}
-    for kind, network in (("int8", exportable(freeze(twin).eval())), ("float", module)):
+    for kind, network in (("int8", exportable(freeze(twin).eval(), keep_rounding=True)), ("float", module)):
         files[kind] = WORK / f"{name}-{side}-{kind}.onnx"
         write_bytes(files[kind], to_bytes(to_onnx(network, shape, opset=19, static_batch=None)))
     inputs = WORK / "inputs.npy"
