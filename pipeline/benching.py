@@ -24,7 +24,7 @@ from kdpipe.stages.bench import Setting, latency_figure
 from kdpipe.stages.device_quality import DeviceQuality, judged_on, spread
 from kdpipe.stages.stage import Progress
 from kdpipe.targets import latency
-from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.clock_watch import require_all, watched
 from kdpipe.targets.cold_start import cold_start
 from kdpipe.targets.conditions import judged
 from kdpipe.targets.devices.device import Device, require_runtime_there, runnable_there, why_no_latency
@@ -293,6 +293,7 @@ def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inpu
         elif isinstance(message, ComparisonDone):
             found.warnings += [] if all(message.warm.values()) else [f"{where}: not stable when the warm-up ended"]
             seen += [message.conditions] if message.conditions is not None else []
+    require_all(windows, (model.name for model in models), device=device.name)
     measured = latency.measured(windows, numpy_stream(seed, f"bench/{setting.id}"))
     first = measured[bundles[0].name]
     for bundle in bundles:

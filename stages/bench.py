@@ -19,7 +19,7 @@ from kdpipe.stages import throughput
 from kdpipe.stages.device_quality import CORRECT_FILE, QUALITY_FILE, DeviceQualities, Judged, judged_on
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets import latency
-from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.clock_watch import require_all, watched
 from kdpipe.targets.cold_start import cold_start
 from kdpipe.targets.conditions import judged
 from kdpipe.targets.devices.device import Device, Machine, require_runtime_there, same_as_planned, why_no_latency
@@ -167,7 +167,7 @@ def _measured(inputs: Inputs, profile: Profile, config: BenchConfig, context: Co
         alone = cases if "single-stream" in modes else []
         for case in context.progress(alone, f"bench {profile.name}", total=len(alone), unit="comparison"):
             request = _request(case, profile, config, seconds, export, file)
-            figures, check, met, said = _summary(case, _answers(device, request), context.seed)
+            figures, check, met, said = _summary(case, _answers(device, request), context.seed, device.name)
             latencies += figures
             noise.append(check)
             conditions += met
@@ -242,7 +242,7 @@ def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
     return watched(device.ask("bench", request, limit_seconds=limit), device=device.name)
 
 
-def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[list[Latency], NoiseCheck, list[Conditions], list[str]]:
+def _summary(case: Setting, messages: Iterable[Message], seed: int, device: str) -> tuple[list[Latency], NoiseCheck, list[Conditions], list[str]]:
     windows: dict[str, latency.Windows] = {}
     watched_there: list[Watched] = []
     warnings = []
@@ -253,6 +253,7 @@ def _summary(case: Setting, messages: Iterable[Message], seed: int) -> tuple[lis
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
             watched_there += [message.conditions] if message.conditions is not None else []
+    require_all(windows, (*FILES, _AGAIN), device=device)
     models = latency.measured(windows, numpy_stream(seed, f"bench/{case.id}"))
     figures = [latency_figure(case, name, models[name], models["float"] if name != "float" else None) for name in get_args(ModelName)]
     again = latency.ratio_of(models[_AGAIN], models["float"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.targets import throughput
-from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.clock_watch import require_all, watched
 from kdpipe.targets.conditions import judged
 from kdpipe.targets.devices.device import Device
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, ModelFile, ThroughputWindows, Watched
@@ -93,6 +93,7 @@ def measured(
         elif isinstance(message, ComparisonDone):
             warnings += [] if all(message.warm.values()) else [f"{load.title}: not stable when the warm-up ended"]
             seen += [message.conditions] if message.conditions is not None else []
+    require_all(windows, (model.name for model in models), device=device.name)
     own = throughput.measured(windows, numpy_stream(seed, f"bench/{load.id}"))
     noise, drift = throughput.noise_of(own[_AGAIN], own[baseline]), throughput.drift_of(own[baseline])
     met = [judged(it, noise, drift, runtime=load.runtime_name, batch=load.batch, threads=load.threads, streams=load.streams) for it in seen]

@@ -5,13 +5,25 @@ against our monotonic clock. Also no model can have been timed for longer than a
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets.devices.messages import Elapsed, Hello, Message, ThroughputWindows, Windows
 
 TOLERATED_SHARE = 0.05
 TOLERATED_SECONDS = 2.0  # a busy host or a slow link hears of it late
+
+
+def require_all(windows: Mapping[str, Sequence[object]], models: Iterable[str], *, device: str) -> None:
+    """Raises UnavailableError unless the device told of each model, and of as many windows of each: figures of one comparison are paired."""
+    counts = {name: len(windows.get(name, ())) for name in models}
+    if min(counts.values()) == 0 or len(set(counts.values())) > 1:
+        told = ", ".join(f"{name.strip(chr(0))} {count}" for name, count in counts.items())
+        raise UnavailableError(
+            f"the device did not measure its models in turn: windows of {told}",
+            at=f"device {device}",
+            do="run it again; if it stays, the agent there is damaged",
+        )
 
 
 def watched(messages: Iterable[Message], *, device: str) -> Iterator[Message]:

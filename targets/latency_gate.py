@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.clock_watch import require_all, watched
 from kdpipe.targets.conditions import OTHERS_FLOOR, STOLEN_FLOOR
 from kdpipe.targets.devices.device import Device
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, ComparisonRequest, ModelFile, Watched, Windows
@@ -177,6 +177,8 @@ def replicate(device: Device, pair: Pair) -> Replicate:
             loads[message.comparison, message.model] = message.ns
         elif isinstance(message, ComparisonDone) and message.conditions is not None:
             conditions.append(message.conditions)
+    for it in comparisons:
+        require_all({name: loads.get((it.id, name), ()) for name in _NAMES}, _NAMES, device=device.name)
     ratios = [log_ratio(loads[it.id, "old"], loads[it.id, "new"]) for it in comparisons]
     old, new = (np.concatenate([np.concatenate(loads[it.id, name]) for it in comparisons]) for name in _NAMES)
     return Replicate(float(np.mean(ratios)), nearest_rank(old, 50), nearest_rank(new, 50), len(old) + len(new), tuple(conditions))

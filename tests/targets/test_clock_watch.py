@@ -5,7 +5,7 @@ import pytest
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets import clock_watch
-from kdpipe.targets.clock_watch import watched
+from kdpipe.targets.clock_watch import require_all, watched
 from kdpipe.targets.devices import agent
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, Elapsed, Hello, ModelFile, Windows
@@ -62,3 +62,17 @@ def test_a_clock_that_jumps_inside_the_agent_is_noticed(files, samples, tmp_path
     request = BenchRequest(comparisons=(comparison,), seconds=0.05, runs=11, windows=3, warmup_seconds=0.2, limit_seconds=5)
     problem = the_problem(LocalDevice().ask("bench", request, limit_seconds=60))
     assert problem.message.startswith("the device's clock jumped while measuring: 360")
+
+
+@pytest.mark.parametrize(
+    ("windows", "told"),
+    [({"int8": [1, 2]}, "int8 2, float 0"), ({"int8": [1, 2], "float": [1]}, "int8 2, float 1"), ({}, "int8 0, float 0")],
+    ids=["a model is missing", "of one fewer windows", "none at all"],
+)
+def test_models_that_were_not_measured_in_turn_give_no_figures(windows, told):
+    with pytest.raises(UnavailableError) as caught:
+        require_all(windows, ("int8", "float"), device="pi")
+    (problem,) = caught.value.problems
+    assert problem.message == f"the device did not measure its models in turn: windows of {told}"
+    assert (problem.at, problem.do) == ("device pi", "run it again; if it stays, the agent there is damaged")
+    require_all({"int8": [1], "float": [2]}, ("int8", "float"), device="pi")

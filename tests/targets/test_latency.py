@@ -193,3 +193,19 @@ def test_a_machine_that_slows_down_is_noticed():
 
 def test_throughput_counts_every_sample_of_the_batch():
     assert latency.samples_per_second(np.array([10**6, 3 * 10**6], dtype=np.int64), 32) == pytest.approx(2 * 32 / 0.004)
+
+
+def test_samples_a_second_have_an_interval_that_holds_them():
+    generator = np.random.default_rng(0)
+    windows = tuple(generator.integers(900_000, 1_100_000, size=10) for _ in range(40))
+    model = latency.measured({"m": windows}, np.random.default_rng(1))["m"]
+    low, high = latency.rate_interval(model, batch=4)
+    value = latency.samples_per_second(model.samples, 4)
+    assert low < value < high
+    assert high / low < 1.05
+
+
+def test_drift_is_the_last_third_over_the_first():
+    windows = tuple(np.full(5, ns) for ns in (100, 100, 100, 150, 150, 150, 200, 200, 200))
+    assert latency.drift_of(windows) == pytest.approx(1.0)
+    assert latency.drift_of(windows[:2]) is None

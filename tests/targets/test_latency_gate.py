@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets import latency_gate
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, Message, Watched, Windows
@@ -163,3 +164,12 @@ def test_a_file_of_seven_times_the_work_is_a_regression_and_the_same_file_is_non
         result = gate(LocalDevice(), pair, slower_than=0.5, limit_seconds=60)
         assert result.verdict == verdict
         assert len(result.cores) >= 1
+
+
+def test_a_device_that_leaves_out_a_model_gives_no_verdict(pair):
+    class Forgetful(SimulatedDevice):
+        def ask(self, command, request, *, limit_seconds):
+            return (it for it in super().ask(command, request, limit_seconds=limit_seconds) if not (isinstance(it, Windows) and it.model == "new"))
+
+    with pytest.raises(UnavailableError, match=r"the device did not measure its models in turn: windows of old 24, new 0"):
+        gate(Forgetful(slowdown=1, spread=0.003), pair)
