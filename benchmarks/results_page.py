@@ -16,6 +16,7 @@ import latency_pruning_section
 import latency_section
 import noisy_labels_section
 import robust_table_section
+import target_matrix_section
 import wrong_variant_section
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,7 @@ def page() -> str:
     parts += robust_table_section.sections(ROOT / "benchmarks" / "results" / "tables")
     parts += noisy_labels_section.sections(ROOT / "benchmarks" / "results" / "noisy")
     parts += latency_section.sections(ROOT / "benchmarks" / "results" / "figures")
+    parts += target_matrix_section.sections(ROOT / "benchmarks" / "results" / "figures" / "target-matrix.json")
     parts += wrong_variant_section.sections(ROOT / "benchmarks" / "results" / "figures")
     parts += latency_pruning_section.sections(ROOT / "benchmarks" / "results" / "figures")
     for name, (title, command) in _FIGURES.items():
