@@ -34,6 +34,8 @@ def test_a_missing_runtime_and_a_store_that_cannot_be_written_are_told(tmp_path:
     found = diagnose(tmp_path)
     assert {target.name: target.cannot_build for target in found.targets} == {
         "arm": None,
+        "arm-a72": None,
+        "arm-a76": None,
         "cpu": "not installed: openvino",
         "gpu": None,
         "npu": "not installed: openvino",
