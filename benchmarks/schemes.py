@@ -2,10 +2,11 @@
 
     python benchmarks/schemes.py quality                     digits, resnet-8: size, accuracy, agreement of each kind of file in each runtime
     python benchmarks/schemes.py speed                       latency of each kind of file against float, batch 1, one thread: three networks, two runtimes
+    python benchmarks/schemes.py arm                         the same files on emulated Cortex-A72 and A76: agreement with the twin
     python benchmarks/schemes.py mixed                       networks that static int8 hurts, and the layers that have to stay in float
 
 Each leaves its part of `benchmarks/results/figures/schemes.json`, of which `schemes_section.py` makes the section of docs/results.md. Networks are trained
-once, in `benchmarks/.work/schemes`, where finished cases of `mixed` are kept as well. Run `speed` on a quiet machine.
+once, in `benchmarks/.work/schemes`, where finished cases of `mixed` and `arm` are kept as well. Run `speed` on a quiet machine.
 """
 
 import argparse
@@ -42,6 +43,8 @@ from kdpipe.stages.training import train
 from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.twin_file import twin_file
 from kdpipe.targets.devices.agent import load
+from kdpipe.targets.devices.emulated import Emulated
+from kdpipe.targets.devices.messages import PredictRequest
 from kdpipe.targets.profile import Profile, load_profile
 from kdpipe.targets.runtimes.runtime import open_session
 from kdpipe.tasks.data.splits import DataSplits
@@ -55,6 +58,7 @@ KINDS = ("static-int8", "weights-only", "float16")
 WINDOWS, WINDOW_SECONDS = 60, 0.02
 LIMIT = 3.0
 """Points below the float network on validation, upper 95 % bound; 179 digits that are all answered alike show 1.5."""
+ARM_SAMPLES = 100
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -72,12 +76,12 @@ class Printing:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("quality", "speed", "mixed"))
+    parser.add_argument("part", choices=tuple(PARTS))
     part = parser.parse_args().part
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises a pre-processing that float.onnx does not need
     WORK.mkdir(parents=True, exist_ok=True)
-    save(part, {"quality": quality, "speed": speed, "mixed": mixed}[part]())
+    save(part, PARTS[part]())
     return 0
 
 
@@ -118,6 +122,43 @@ def quality() -> dict[str, Any]:
         "float": {"accuracy": 100 * float(right.mean()), "low": 100 * low, "high": 100 * high, "size_bytes": size},
         "rows": rows,
     }
+
+
+def arm() -> dict[str, Any]:
+    """Files with float arithmetic in ONNX Runtime's ARM build, emulated: whether the chip's kernels say what the twin says. No latency."""
+    task = ImageClassification(data="digits", augment=())
+    data = task.load(WORK, 0)
+    network = trained("digits", "resnet-8", {}, task, data, epochs=15)
+    x = data.test.read(np.arange(ARM_SAMPLES))
+    rows = []
+    for kind, arithmetic in (("weights-only", None), ("float16", None), ("float16", "float16")):
+        profile = load_profile("arm", at="benchmark", scheme=kind).model_copy(update={"batch": "dynamic"})
+        profile = changed(profile, arithmetic=arithmetic) if arithmetic else profile
+        twin, content = post_training(network, profile, data)
+        path = WORK / f"arm-{kind}-{arithmetic}.onnx"
+        write_bytes(path, content)
+        expected = twin(x)
+        for cpu in ("cortex-a72", "cortex-a76"):
+            kept = WORK / f"{path.stem}-{cpu}.json"
+            if kept.is_file():
+                rows.append(json.loads(kept.read_text()))
+                continue
+            device = Emulated(kind="emulated", cpu=cpu).device(cpu, WORK)
+            request = PredictRequest(runtime="onnxruntime", model=path, threads=1, hint="latency")
+            logits = np.concatenate(list(device.predict(request, [x], limit_seconds=1800)))
+            spread = float(np.ptp(expected, axis=1).mean())
+            rows.append(
+                {
+                    "kind": f"{kind} arithmetic" if arithmetic else kind,
+                    "cpu": cpu,
+                    "n": len(x),
+                    "agreement_with_twin": 100 * float((logits.argmax(1) == expected.argmax(1)).mean()),
+                    "distance_to_twin": 100 * float(np.abs(logits - expected).mean()) / spread,
+                }
+            )
+            write_json(kept, rows[-1])
+            print(rows[-1], flush=True)
+    return {"rows": rows}
 
 
 def figures(logits: npt.NDArray[Any], floating: npt.NDArray[Any], twin: npt.NDArray[Any] | None, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -333,6 +374,8 @@ def dynamic(floating: Path, path: Path) -> Path:
     quantize_dynamic(str(floating), str(path), op_types_to_quantize=["Conv", "MatMul", "Gemm"], weight_type=QuantType.QUInt8)
     return path
 
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"quality": quality, "arm": arm, "speed": speed, "mixed": mixed}
 
 if __name__ == "__main__":
     raise SystemExit(main())

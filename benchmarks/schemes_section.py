@@ -29,7 +29,7 @@ def sections(figures: Path) -> Iterator[str]:
 
 def _section(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Kinds of numbers, and layers in float"
-    for part, written in (("quality", _quality), ("speed", _speed), ("mixed", _mixed)):
+    for part, written in (("quality", _quality), ("arm", _arm), ("speed", _speed), ("mixed", _mixed)):
         if part in found:
             machine = found[part]["machine"]
             yield f"`python benchmarks/schemes.py {part}` · {machine['cpu']}, {'with' if 'vnni' in machine['instruction_sets'] else 'without'} VNNI"
@@ -50,6 +50,15 @@ def _quality(found: Row) -> Iterator[str]:
             f"| {_NAMES[row['kind']]} | {_RUNTIMES[row['runtime'].split()[0]]} | {row['size_bytes'] / 1000:.1f} | {row['lost_to_float']:.2f} "
             f"[{row['lost_low']:.2f}, {row['lost_high']:.2f}] | {row['agreement_with_float']:.1f} % | {row['distance_to_float']:.3f} % | {twin} |"
         )
+    yield "\n".join(lines)
+
+
+def _arm(found: Row) -> Iterator[str]:
+    yield "The same network's files in ONNX Runtime's ARM build, emulated (accuracy alone, no latency):"
+    lines = ["| file | CPU | labels as the twin | distance to the twin |", "| --- | --- | --- | --- |"]
+    for row in found["rows"]:
+        told = f"{row['agreement_with_twin']:.1f} %, n {row['n']} | {row['distance_to_twin']:.4f} %"
+        lines.append(f"| {_NAMES[row['kind']].replace(' (not on CPUs)', '')} | {row['cpu']} | {told} |")
     yield "\n".join(lines)
 
 
