@@ -190,3 +190,16 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         cli.main()
     assert isinstance(stopped.value.code, int)
     return stopped.value.code
+
+
+@pytest.mark.slow
+def test_two_files_are_compared_on_a_board_by_its_own_clock(model: ModelMaker, board: Any, tmp_path: Path) -> None:
+    settings = board.settings()
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.model_dump(mode="json", exclude_none=True).items()]
+    (tmp_path / "kdpipe.toml").write_text('[project]\nname = "p"\n[task]\ndata = "digits"\n[devices.pi]\n' + "\n".join(lines) + "\n")
+    device = settings.device("pi", tmp_path)
+    device.pin(device.presented_key())
+    small, large = (model(name, sides=(1, 8, 8), width=width) for name, width in (("small", 16), ("large", 8192)))
+    found = compared(small, large, Asked(device="pi", project=tmp_path, slower_than=50.0, limit_seconds=30))
+    assert (found.device.name, found.result.verdict, found.exit_code) == ("pi", "regression", 3)
+    assert found.inputs == "64 test samples"
