@@ -122,11 +122,7 @@ def _with_free_batch(opening: Opening, model: Path, example: Float32Array, threa
         for value in (*changed.graph.input, *changed.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del changed.graph.value_info[:]
-        targets = {node.input[1] for node in changed.graph.node if node.op_type == "Reshape"}
-        for constant in changed.graph.initializer:  # a Reshape to (1, …): the 1 is the batch
-            sides = onnx.numpy_helper.to_array(constant)
-            if constant.name in targets and sides.ndim == 1 and len(sides) and sides[0] == 1:
-                constant.CopyFrom(onnx.numpy_helper.from_array(np.array([0, *sides[1:]], np.int64), constant.name))
+        _free_reshapes(changed.graph)
         path = Path(folder) / model.name
         onnx.save(changed, path)
         try:
@@ -135,6 +131,16 @@ def _with_free_batch(opening: Opening, model: Path, example: Float32Array, threa
         except Exception:  # whatever a runtime raises: then this is not known, and not told
             return None
     return loaded
+
+
+def _free_reshapes(graph: onnx.GraphProto) -> None:
+    """A Reshape to (1, …) has the batch in it: (-1, …) takes any."""
+    targets = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    made = {node.output[0]: attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute if attribute.name == "value"}
+    for name, constant in {**{it.name: it for it in graph.initializer}, **made}.items():
+        sides = onnx.numpy_helper.to_array(constant) if name in targets else np.zeros(0)
+        if sides.ndim == 1 and len(sides) and sides[0] == 1 and (sides > 0).all():
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.array([-1, *sides[1:]], np.int64), constant.name))
 
 
 def copy_rate(size: int) -> float:
