@@ -94,6 +94,7 @@ def main() -> int:
     if not after.is_file() and arguments.most is None:
         write_json(after, {cell.name: _truth(cell, WORK / f"{cell.name}-slower.onnx", TRUTH_PROCESSES) for cell in CELLS})
     command = f"python benchmarks/latency_gate.py --equal {arguments.equal} --slower {arguments.slower} --name {arguments.name}"
+    command += f" --most {arguments.most}" if arguments.most else ""
     write_json(RESULTS / f"{arguments.name}.json", {"command": command, **_summary(done, json.loads(after.read_text()) if after.is_file() else {})})
     return 0
 
