@@ -6,6 +6,7 @@ import numpy as np
 
 from kdpipe.foundation.errors import VerificationError
 from kdpipe.foundation.predictor import Float32Array
+from kdpipe.targets.devices.agent import import_openvino
 from kdpipe.targets.runtimes.runtime import open_session
 from kdpipe.targets.runtimes.session import does_not_load
 
@@ -20,8 +21,7 @@ def write_ir(model: Path, folder: Path, example: Float32Array) -> tuple[Path, Pa
     Weights stay float32: the plug-in of the device chooses its own precision for what is not quantized. Raises
     VerificationError when OpenVINO cannot convert the file, or the IR's logits differ.
     """
-    import openvino
-
+    openvino = import_openvino()
     xml, weights = (folder / name for name in FILES)
     try:
         # Read as the plug-in reads the file itself: convert_model would merge a quantizer that stands there twice, and the IR would round elsewhere.

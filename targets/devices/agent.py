@@ -200,14 +200,29 @@ def _seen_running(model: str, options: Any, providers: list[Any]) -> list[tuple[
     return [(name[: -len("_kernel_time")], by) for name, by in names if name.endswith("_kernel_time")]
 
 
+def import_openvino() -> Any:
+    """The module, imported without the report of its use that it would send to its makers. Raises ImportError."""
+    name = "openvino_telemetry"
+    missing = object()
+    known = sys.modules.get(name, missing)
+    sys.modules[name] = None  # type: ignore[assignment]  # it is optional, and this makes its import fail
+    try:
+        import openvino
+    finally:
+        if known is missing:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = known  # type: ignore[assignment]
+    return openvino
+
+
 def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", profiled: bool = False, shape: list[int] | None = None, streams: int = 1) -> Loaded:
     """The file (.onnx or .xml) in an OpenVINO plug-in: float parts in float32 where the device has it, no model cache.
 
     `streams`: how many callers it answers at a time, each with `threads` threads; `profiled`: with the time of each node;
     `shape`: of the input, where its free sides are to be fixed. Raises NotThereError.
     """
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     there = core.available_devices
     if not any(name.split(".")[0] == device for name in there):  # GPU.0, GPU.1 where there are several

@@ -67,9 +67,7 @@ def _asked(runtime: str, model: Path) -> Answer:
 
 def _npu_without_device(model: Path, why: str) -> str:
     """The plug-in's compiler can answer without a device where it is installed; what it says, or why it does not."""
-    import openvino
-
-    core = openvino.Core()
+    core = agent.import_openvino().Core()
     try:
         network = core.read_model(str(model))
         supported = core.query_model(network, _NPU)

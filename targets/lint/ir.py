@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdpipe.foundation.errors import UnavailableError, VerificationError
+from kdpipe.targets.devices.agent import import_openvino
 from kdpipe.targets.lint.finding import Findings, LintFinding, found
 from kdpipe.targets.lint.float16 import LARGEST
 from kdpipe.targets.profile import Profile
@@ -47,7 +48,7 @@ def lint_ir(path: Path, profile: Profile) -> Iterator[LintFinding]:
 
 def _read(path: Path) -> Any:
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise UnavailableError("IR is read by OpenVINO, which is not installed", at=path, do="python -m pip install openvino") from error
     try:

@@ -97,6 +97,20 @@ def test_programs_that_are_emulated_are_known_by_what_the_kernel_runs(tmp_path, 
     assert agent.emulator() is None
 
 
+_IMPORTED = """
+import multiprocessing, sys
+from kdpipe.targets.devices.agent import import_openvino
+openvino = import_openvino()
+print(openvino.__name__, len(multiprocessing.active_children()), [name for name in sys.modules if name.startswith("openvino_telemetry")])
+"""
+
+
+def test_openvino_is_imported_without_telling_its_makers():
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run([sys.executable, "-c", _IMPORTED], capture_output=True, text=True, env=environment, timeout=120, check=True)
+    assert done.stdout == "openvino 0 []\n", done.stderr
+
+
 def test_a_runtime_s_own_printing_does_not_reach_the_answers():
     answer = subprocess.run([sys.executable, "-c", NOISY, str(SOURCE)], input="{}", capture_output=True, text=True, timeout=60, check=False)
     assert [json.loads(line)["kind"] for line in answer.stdout.splitlines()] == ["facts", "done"]
