@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,7 @@ class Seed:
             [step] = report["latency"]["steps"]
             row |= {"way": step["way"], "errors": [attempt["error"] for attempt in step["attempts"]]}
         elif speedup and (ours := self._place("latency", float(speedup)) / "correct.npy").is_file():
-            row["latency less this"] = paired_difference(np.load(ours), right).model_dump(mode="json")
+            row["latency less this"] = asdict(paired_difference(np.load(ours), right))
         return row
 
 
@@ -287,7 +287,7 @@ def _pooled(finished: Sequence[Mapping[str, Any]], work: Path) -> Iterator[dict[
                     pairs.append([np.load(place) for place in places])
             if pairs:
                 ours, others = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-                yield {"method": method, "speedup": speedup, "seeds": len(pairs), "latency less this": paired_difference(ours, others).model_dump(mode="json")}
+                yield {"method": method, "speedup": speedup, "seeds": len(pairs), "latency less this": asdict(paired_difference(ours, others))}
 
 
 if __name__ == "__main__":
