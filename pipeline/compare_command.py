@@ -30,7 +30,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare two int8 files on the same samples, with paired 95 % intervals; exit 3 on a regression beyond the margin."""
+    """Compare two int8 files on the same samples, with paired 95 % intervals, or with --latency by their speed; exit 3 on a regression."""
     given = (device, runtime, threads, batch, slower_than, limit, project, data)
     if latency:
         if margin is not None or target is not None:
