@@ -8,6 +8,7 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.explanation import why_not_faster
 
 FAST_ENOUGH = 1.3
+WORTH_REMOVING = 0.05  # of the time; what accounts for less does not make a file slow
 _TOLD = 3  # findings a case is told with
 
 _SCHEME_CAUSES = {"run-in-float", "leftover-quantizers", "split-activation", "residual-add", "float-operator", "layout"}
@@ -22,8 +23,9 @@ def causes(
         if row["network"] != network or row["ratio"][0] * FAST_ENOUGH <= 1:
             continue
         explained = why_not_faster(row["runtime"], files[row["scheme"]], floats[row["scheme"]], x[:16])
-        told = [{"cause": it.cause, "share": it.share, "text": it.text, "remedy": it.remedy, "nodes": len(it.nodes)} for it in explained.findings[:_TOLD]]
-        kinds = {it.cause for it in explained.findings}
+        weighty = [it for it in explained.findings if it.share is not None and it.share >= WORTH_REMOVING]
+        told = [{"cause": it.cause, "share": it.share, "text": it.text, "remedy": it.remedy, "nodes": len(it.nodes)} for it in weighty[:_TOLD]]
+        kinds = {it.cause for it in weighty}
         without = list(_without(row, wide, kinds, rows))
         case = {key: row[key] for key in ("network", "runtime", "batch", "scheme", "ratio")}
         yield {**case, "findings": told, "without": without}

@@ -46,7 +46,7 @@ def _quality(rows: Sequence[Row]) -> Iterator[str]:
         f"**Accuracy and agreement** in per cent with 95 % intervals, on the first {' or '.join(f'{n:,}' for n in counts)} test images (fewer on emulated "
         "CPUs); in brackets how many labels differ from the torch twin's, and how many of those are near-ties (two largest logits within 2 % of the spread). "
         f"The chips of a scheme are marked ●: there the twin agrees on at least {_REQUIRED} % in {len(reached)} of {len(own)} cases"
-        + ("." if len(reached) == len(own) else f", not in: {_cases(own, reached)}.")
+        + ("." if len(reached) == len(own) else f", not in: {_cases(own, reached)} ([why](decisions/rounding-before-additions.md)).")
     )
     places = list(dict.fromkeys(row["place"] for row in rows))
     lines = [f"| network, scheme | twin | {' | '.join(places)} |", f"| --- | --- |{' --- |' * len(places)}"]
