@@ -159,5 +159,7 @@ def _counted(number: int, word: str) -> str:
 
 def _told(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(" ".join(map(str, each.values())) if isinstance(each, dict) else str(each) for each in value) or "–"
+        return ", ".join(map(_told, value)) or "–"
+    if isinstance(value, dict):  # a runtime: its name, its versions, and the switches that are on
+        return " ".join(key if each is True else str(each) for key, each in value.items() if each not in (None, False))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -105,6 +105,12 @@ def test_a_profile_is_shown_with_the_file_that_each_key_comes_from(kdpipe: Calla
     assert [line.split() for line in table.splitlines() if line.startswith(" bench.seconds")] == [["bench.seconds", "3.0", "mid.toml"]]
 
 
+def test_a_runtime_is_shown_with_its_versions_and_whether_it_is_optional(kdpipe: Callable[..., Told]) -> None:
+    shown = kdpipe("targets", "show", "arm-a72").out
+    assert "onnxruntime >=1.22, onnxruntime-xnnpack >=1.22 optional" in shown
+    assert "None" not in shown
+
+
 def test_a_name_alone_is_shown(kdpipe: Callable[..., Told]) -> None:
     assert kdpipe("targets", "npu").out == kdpipe("targets", "show", "npu").out
 
