@@ -16,6 +16,7 @@ import latency_pruning_section
 import latency_section
 import noisy_labels_section
 import robust_table_section
+import schemes_section
 import target_matrix_section
 import wrong_variant_section
 
@@ -58,6 +59,7 @@ def page() -> str:
     parts += target_matrix_section.sections(ROOT / "benchmarks" / "results" / "figures" / "target-matrix.json")
     parts += wrong_variant_section.sections(ROOT / "benchmarks" / "results" / "figures")
     parts += latency_pruning_section.sections(ROOT / "benchmarks" / "results" / "figures")
+    parts += schemes_section.sections(ROOT / "benchmarks" / "results" / "figures")
     for name, (title, command) in _FIGURES.items():
         path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"
         if path.is_file():

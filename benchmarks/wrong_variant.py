@@ -110,7 +110,7 @@ def _case(name: str) -> Case:
         files[variant] = WORK / name / f"{variant}.onnx"
         files[variant].parent.mkdir(parents=True, exist_ok=True)
         opset = load_profile("cpu", at="benchmark").opset
-        write_bytes(files[variant], to_bytes(to_onnx(exportable(twin), data.shape, opset=opset, static_batch=None)))
+        write_bytes(files[variant], to_bytes(to_onnx(exportable(twin, keep_rounding=True), data.shape, opset=opset, static_batch=None)))
         twins[variant] = TorchPredictor(twin)(x)
     files["float"] = WORK / name / "float.onnx"
     write_bytes(files["float"], to_bytes(to_onnx(network.module.eval(), data.shape, opset=19, static_batch=None)))
