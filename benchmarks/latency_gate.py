@@ -77,31 +77,34 @@ def main() -> int:
     parser.add_argument("--equal", type=int, default=200, help="comparisons of equal files")
     parser.add_argument("--slower", type=int, default=100, help="comparisons with a file that is 10 %% slower")
     parser.add_argument("--name", default="latency-gate", help="of the run: its log and its result")
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help="the files in this runtime alone")
     parser.add_argument("--most", type=int, help="stop after so many comparisons, and tell of them")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for cell in CELLS:
+    cells = tuple(cell for cell in CELLS if arguments.runtime in (None, cell.runtime))
+    for cell in cells:
         _prepared(cell)
     log = WORK / f"{arguments.name}.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    for kind, cell in list(_order(arguments.equal, arguments.slower))[len(done) : arguments.most]:
+    for kind, cell in list(_order(arguments.equal, arguments.slower, cells))[len(done) : arguments.most]:
         done.append(_outcome(kind, cell))
         with log.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
         print(f"{len(done)}: {kind} {cell.name}: {done[-1]['verdict']} {done[-1]['ratio']:.4f}, {done[-1]['seconds']:.1f} s", flush=True)
     after = WORK / f"{arguments.name}-after.json"
     if not after.is_file() and arguments.most is None:
-        write_json(after, {cell.name: _truth(cell, WORK / f"{cell.name}-slower.onnx", TRUTH_PROCESSES) for cell in CELLS})
+        write_json(after, {cell.name: _truth(cell, WORK / f"{cell.name}-slower.onnx", TRUTH_PROCESSES) for cell in cells})
     command = f"python benchmarks/latency_gate.py --equal {arguments.equal} --slower {arguments.slower} --name {arguments.name}"
+    command += f" --runtime {arguments.runtime}" if arguments.runtime else ""
     command += f" --most {arguments.most}" if arguments.most else ""
-    write_json(RESULTS / f"{arguments.name}.json", {"command": command, **_summary(done, json.loads(after.read_text()) if after.is_file() else {})})
+    write_json(RESULTS / f"{arguments.name}.json", {"command": command, **_summary(done, json.loads(after.read_text()) if after.is_file() else {}, cells)})
     return 0
 
 
-def _order(equal: int, slower: int) -> Iterator[tuple[str, Cell]]:
+def _order(equal: int, slower: int, cells: tuple[Cell, ...]) -> Iterator[tuple[str, Cell]]:
     """All comparisons, drawn; every cell equally often."""
-    kinds = [("equal", CELLS[number % len(CELLS)]) for number in range(equal)] + [("slower", CELLS[number % len(CELLS)]) for number in range(slower)]
+    kinds = [("equal", cells[number % len(cells)]) for number in range(equal)] + [("slower", cells[number % len(cells)]) for number in range(slower)]
     random.Random(SEED).shuffle(kinds)
     yield from kinds
 
@@ -217,7 +220,7 @@ def _truth(cell: Cell, new: Path, processes: int) -> dict[str, Any]:
     }
 
 
-def _summary(done: list[dict[str, Any]], after: dict[str, Any]) -> dict[str, Any]:
+def _summary(done: list[dict[str, Any]], after: dict[str, Any], cells: tuple[Cell, ...]) -> dict[str, Any]:
     device = LocalDevice().facts()
     return {
         "machine": {"cpu": device.cpu, "cores": device.cores, "runtimes": device.runtimes},
@@ -226,7 +229,7 @@ def _summary(done: list[dict[str, Any]], after: dict[str, Any]) -> dict[str, Any
         "found": sum(it["kind"] == "slower" and it["verdict"] == "regression" for it in done),
         "slower": sum(it["kind"] == "slower" for it in done),
         "could_not_tell": sum(it["verdict"] == "could not tell" for it in done),
-        "true_ratios": {cell.name: {"before": json.loads((WORK / f"{cell.name}-truth.json").read_text()), "after": after.get(cell.name)} for cell in CELLS},
+        "true_ratios": {cell.name: {"before": json.loads((WORK / f"{cell.name}-truth.json").read_text()), "after": after.get(cell.name)} for cell in cells},
         "comparisons": done,
     }
 
