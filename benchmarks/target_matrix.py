@@ -4,7 +4,7 @@
     KDPIPE_DATA=… python benchmarks/target_matrix.py --only speed causes       (on a quiet machine: six minutes)
 
 A ResNet-14 and a MobileNetV2 are distilled from the published ResNet-20 on a part of CIFAR-10, fine-tuned for `cpu-avx2` (u8, 7-bit weights),
-`cpu-vnni` (u8, 8 bits) and `arm` (s8 symmetric), and exported: `kdpipe build --until export`. Then
+`cpu-vnni` (u8, 8 bits), `arm` (s8) and `arm-symmetric` (s8, zero point 0: what `arm` was), and exported: `kdpipe build --until export`. Then
 
 - `quality`: the first test images through each file in ONNX Runtime and OpenVINO here, and in ONNX Runtime on an emulated Haswell, Cortex-A72 and Cortex-A76:
   accuracy, and how many labels are those of the torch twin;
@@ -61,7 +61,12 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "resnet": {"student": "resnet-14", "wide": "resnet-14-x2", "train_samples": 8000, "epochs": 5, "batch_size": 128, "learning_rate": 0.1},
     "mobilenetv2": {"student": "mobilenetv2-0.35", "wide": "mobilenetv2-1.0", "train_samples": 4000, "epochs": 4, "batch_size": 64, "learning_rate": 0.05},
 }
-SCHEMES: Mapping[str, Mapping[str, str]] = {"cpu-avx2": {"profile": "cpu"}, "cpu-vnni": {"profile": "cpu", "variant": "vnni"}, "arm": {"profile": "arm"}}
+SCHEMES: Mapping[str, Mapping[str, str]] = {
+    "cpu-avx2": {"profile": "cpu"},
+    "cpu-vnni": {"profile": "cpu", "variant": "vnni"},
+    "arm": {"profile": "arm"},
+    "arm-symmetric": {"profile": str(WORK / "symmetric.toml")},
+}
 PLACES: Mapping[str, tuple[str, str]] = {
     "ONNX Runtime, this host": ("host", "onnxruntime"),
     "OpenVINO, this host": ("host", "openvino"),
@@ -69,6 +74,13 @@ PLACES: Mapping[str, tuple[str, str]] = {
     "ONNX Runtime, Cortex-A72": ("cortex-a72", "onnxruntime"),
     "ONNX Runtime, Cortex-A76": ("cortex-a76", "onnxruntime"),
 }
+
+SYMMETRIC = """\
+extends = "arm"
+name = "arm"
+[scheme]
+activation_symmetric = true
+"""
 
 PROJECT = """\
 [project]
@@ -106,6 +118,8 @@ profile = "cpu"
 profile = "cpu"
 variant = "vnni"
 [targets.arm]
+[targets.arm-symmetric]
+profile = "../symmetric.toml"
 
 [evaluate]
 attacks = []
@@ -203,6 +217,7 @@ class Matrix:
 def _built(name: str) -> Built:
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(WORK / "symmetric.toml", SYMMETRIC)
     write_text(folder / "kdpipe.toml", PROJECT.format(name=name, **NETWORKS[name]))
     if not (folder / "teacher.safetensors").is_file():
         shutil.copyfile(Path(os.environ["KDPIPE_DATA"]) / "pretrained" / "cifar10-resnet20.safetensors", folder / "teacher.safetensors")

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from target_matrix_speed import STATIC
+
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.explanation import why_not_faster
 
@@ -36,7 +38,7 @@ def _without(row: Mapping[str, Any], wide: str, kinds: set[str | None], rows: Se
     if kinds & _SIZE_CAUSES and row["batch"] == 1:
         yield from _found("in batches of 32: a sample pays a 32nd of what an inference costs", rows, {**_key(row), "batch": 32})
         yield from _found(f"{wide}, untrained: the same operators, more work in each", rows, {**_key(row), "network": wide})
-    if kinds & _SCHEME_CAUSES and row["scheme"] == "arm":
+    if kinds & _SCHEME_CAUSES and row["scheme"] in STATIC:
         yield from _found("unsigned activations, as x86 kernels take them: the file of cpu-vnni", rows, {**_key(row), "scheme": "cpu-vnni"})
     if "slow-kernel" in kinds or "memory-bound" in kinds:
         other = "openvino" if row["runtime"] == "onnxruntime" else "onnxruntime"

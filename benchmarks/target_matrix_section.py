@@ -73,7 +73,7 @@ def _cases(own: Sequence[Row], reached: Sequence[Row]) -> str:
 def _speed(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "**Time of int8 over float** on this host, one thread, medians of interleaved windows with 95 % intervals (below 1 is faster; "
-        f"{1 / _FAST_ENOUGH:.2f} is {_FAST_ENOUGH} times as fast). The file of `arm` takes one image at a time. The last column is float against itself."
+        f"{1 / _FAST_ENOUGH:.2f} is {_FAST_ENOUGH} times as fast). The files of ARM take one image at a time. The last column is float against itself."
     )
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     lines = [

@@ -18,24 +18,27 @@ from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, Mod
 
 RUNTIMES = ("onnxruntime", "openvino")
 BATCHES = (1, 32)
+STATIC = ("arm", "arm-symmetric")
+"""Schemes whose files take one sample at a time."""
+
 _AGAIN = "float-again"
 
 
 @dataclass(frozen=True)
 class Files:
-    """`by_scheme`: the int8 files and `float`; `float_static`: the float file that takes one sample, as the file of `arm` does."""
+    """`by_scheme`: the int8 files and `float`; `float_static`: the float file that takes one sample, as the files of ARM do."""
 
     by_scheme: Mapping[str, Path]
     float_static: Path
 
 
 def speed(network: str, files: Files, x: Float32Array, work: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row for each int8 file, runtime and batch size: its median over the float file's. The file of `arm` takes one sample at a time."""
+    """A row for each int8 file, runtime and batch size: its median over the float file's. The files of ARM take one sample at a time."""
     for runtime in RUNTIMES:
         for batch in BATCHES:
-            models = {name: path for name, path in files.by_scheme.items() if name != "arm"} | {_AGAIN: files.by_scheme["float"]}
+            models = {name: path for name, path in files.by_scheme.items() if name not in STATIC} | {_AGAIN: files.by_scheme["float"]}
             if batch == 1:
-                models |= {"arm": files.by_scheme["arm"], "float-static": files.float_static}
+                models |= {"float-static": files.float_static, **{name: files.by_scheme[name] for name in STATIC}}
             found = _measured(network, runtime, batch, models, x, work, seconds)
             for name in (name for name in files.by_scheme if name != "float" and name in models):
                 row = found["models"][name]
@@ -62,7 +65,7 @@ def _measured(network: str, runtime: str, batch: int, models: Mapping[str, Path]
     measured = latency.measured(windows, numpy_stream(0, f"matrix/{network}/{runtime}/{batch}"))
     rows = {}
     for name in models:
-        baseline = measured["float-static" if name == "arm" else "float"]
+        baseline = measured["float-static" if name in STATIC else "float"]
         ratio = latency.ratio_of(measured[name], baseline)
         rows[name] = {
             "ratio": [ratio.value_ms, ratio.low_ms, ratio.high_ms],

@@ -35,11 +35,11 @@ def test_the_default_cpu_scheme_cannot_saturate_sixteen_bits():
     assert 2 * (2**scheme.activation_bits - 1) * (2 ** (scheme.weight_bits - 1) - 1) < 2**15
 
 
-@pytest.mark.parametrize("name", ["arm", "arm-a72", "arm-a76", "gpu"])
-def test_arm_and_gpu_files_are_signed_symmetric_per_channel_and_static(name):
+@pytest.mark.parametrize(("name", "symmetric"), [("arm", False), ("arm-a72", False), ("arm-a76", False), ("gpu", True)])
+def test_arm_and_gpu_files_are_signed_per_channel_and_static_and_those_of_gpu_without_zero_points(name, symmetric):
     profile = load_profile(name, at="test")
     scheme = profile.chosen_scheme
-    assert (scheme.activation_signed, scheme.activation_symmetric, scheme.weight_granularity) == (True, True, "per-channel")
+    assert (scheme.activation_signed, scheme.activation_symmetric, scheme.weight_granularity) == (True, symmetric, "per-channel")
     assert (profile.batch, profile.static_batch) == ("static", 1)
 
 
