@@ -1,4 +1,4 @@
-"""What a search for layers that stay in float goes by: the target's budget and the runtimes that decide, filled into `[qat]` so that they are part of the step."""
+"""What a search for layers that stay in float goes by: the target's budget and the runtimes that decide, which become part of `[qat]`."""
 
 from pydantic import BaseModel
 

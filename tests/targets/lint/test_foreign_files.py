@@ -75,7 +75,7 @@ def errors(path: Path, target: str) -> set[str]:
         ("qoperator", {"cpu": {"weight-range"}, "arm": set(), "gpu": {"operator-format", "activation-type"}, "npu": {"operator-format"}}),
         ("dynamic", {"cpu": {"weight-range"}, "arm": set(), "gpu": {"operator-format"}, "npu": {"operator-format"}}),
     ],
-    ids=str,
+    ids=("qdq-u8", "qdq-u8-reduced", "qdq-s8", "qdq-tensorrt", "qoperator", "dynamic"),  # of a set the order would differ from process to process
 )
 def test_what_makes_a_file_of_onnxruntime_unusable_is_told_for_each_target(quantized: Callable[[str], Path], name: str, expected: dict[str, set[str]]) -> None:
     assert {target: errors(quantized(name), target) for target in TARGETS} == expected
