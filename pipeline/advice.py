@@ -12,7 +12,6 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.pipeline.advice_facts import Choice, Facts, Noise, goal_named
 from kdpipe.pipeline.advice_objective import Candidate, asks_teacher, candidates
 from kdpipe.pipeline.advice_rules import EPOCHS, TRUSTED_AGREEMENT, remarks, teacher_epochs
-from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.config import DEFAULT_TASK, FILE, Config, assemble, read_config
 from kdpipe.pipeline.estimate import Cost, Sizes, estimated
 from kdpipe.pipeline.evidence import Evidence, evidence
@@ -24,6 +23,7 @@ from kdpipe.pipeline.proposal import Proposal, text_of
 from kdpipe.pipeline.stages import load_stages
 from kdpipe.pipeline.toml_source import parse_toml
 from kdpipe.pipeline.trial import First, Trial, run_trial
+from kdpipe.pipeline.user_code import importable
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.tasks.data.splits import DataSplits
 

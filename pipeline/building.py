@@ -3,9 +3,7 @@
 import json
 import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from kdpipe.pipeline.memo import Watch, memo_key, profile_digest, recalled, reme
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.store import Store
+from kdpipe.pipeline.user_code import importable
 
 if TYPE_CHECKING:
     from kdpipe.pipeline.config import Config
@@ -89,17 +88,6 @@ def rewritten(project: Path | str = ".", *, targets: Sequence[str] = (), overrid
     foreseen = tuple(map(asdict, expectations(made)))
     result = BuildResult(folder, made.config.name, made.config.resolved, command, tuple(made.config.targets), kept_results(made, store), expectations=foreseen)
     return _finished(result, made.config, store, SilentProgress(), whole=True)
-
-
-@contextmanager
-def importable(project: Path) -> Iterator[None]:
-    """The user's own modules can be imported from the project's folder meanwhile."""
-    place = str(project)
-    sys.path.insert(0, place)
-    try:
-        yield
-    finally:
-        sys.path.remove(place)
 
 
 def command_line(command: str, targets: Sequence[str], until: str | None, overrides: Sequence[str]) -> str:

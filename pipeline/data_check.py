@@ -13,12 +13,13 @@ import numpy as np
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import told_disk_errors
-from kdpipe.pipeline.building import BUNDLES, importable
+from kdpipe.pipeline.building import BUNDLES
 from kdpipe.pipeline.config import DEFAULT_TASK, FILE, read_config, task_model
 from kdpipe.pipeline.kept_check import keep, kept_path, known_check
 from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.report.data_sheet import write_sheet
 from kdpipe.pipeline.stages import load_stages
+from kdpipe.pipeline.user_code import importable
 from kdpipe.tasks.data.cleaning import Manifest, Wanted, cleaned_digest, cleaned_splits, decided, kept_and_labels, read_manifest, write_manifest
 from kdpipe.tasks.data.inspection.findings import SPLITS, Inspection, SplitName
 from kdpipe.tasks.data.partition import Drawn, cleaned_of

@@ -24,7 +24,6 @@ from kdpipe.foundation.onnx_file import read_onnx
 from kdpipe.foundation.onnx_twin.twin import OnnxTwin, agreement
 from kdpipe.foundation.predictor import Predictor, TorchPredictor
 from kdpipe.foundation.randomness import numpy_stream
-from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.evaluation_basis import Asked, Basis, basis_of
 from kdpipe.pipeline.file_contract import AdaptedPredictor, AdaptedTwin, adapter_for, read_file_contract, require_same_classes
 from kdpipe.pipeline.manifest import MANIFEST_FILE
@@ -32,6 +31,7 @@ from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.pipeline.report.scorecard_sheet import write_scorecard_sheet
 from kdpipe.pipeline.runner import torch_settings
 from kdpipe.pipeline.store import Artifact, Store
+from kdpipe.pipeline.user_code import importable
 from kdpipe.pipeline.variants import for_this_machine
 from kdpipe.robustness.attacks.quiet import quiet
 from kdpipe.robustness.crafting import CurvePoint, Replay, Work

@@ -5,6 +5,7 @@ import math
 from kdpipe.pipeline.config import Config, Target
 from kdpipe.pipeline.device_records import record_of
 from kdpipe.pipeline.planning import Plan
+from kdpipe.pipeline.user_code import importable
 from kdpipe.stages.distill import DistillConfig, fresh_student
 from kdpipe.stages.macs import count_macs, depthwise_share
 from kdpipe.stages.prune import PruneConfig
@@ -27,7 +28,8 @@ def _cost(plan: Plan) -> Cost | None:
     distill = config.sections["distill"]
     if not isinstance(distill, DistillConfig):
         return None
-    student = fresh_student(distill, Inputs({}, plan.data, config.task, None), seed=0).module.eval()
+    with importable(config.project):
+        student = fresh_student(distill, Inputs({}, plan.data, config.task, None), seed=0).module.eval()
     shape = plan.data.shape
     macs, depthwise = count_macs(student, shape), depthwise_share(student, shape) > 0
     speedup = _speedup(config)

@@ -11,10 +11,10 @@ from kdpipe.foundation.files import told_disk_errors, write_text
 from kdpipe.pipeline.advice_facts import Choice, Facts, Goal
 from kdpipe.pipeline.advice_objective import Candidate, candidates, trains_with_attack
 from kdpipe.pipeline.advice_rules import network_choice, schedule_rule, strength_rule, teacher_choice, threads_choice
-from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.config import DEFAULT_TASK, FILE, task_model
 from kdpipe.pipeline.evidence import Evidence, evidence
 from kdpipe.pipeline.proposal import Proposal, text_of
+from kdpipe.pipeline.user_code import importable
 from kdpipe.tasks.data.find import BUILT_IN
 from kdpipe.tasks.data.splits import DataSplits
 from kdpipe.tasks.networks.named import default_networks

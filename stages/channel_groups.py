@@ -76,8 +76,8 @@ def find_groups(
         name = names[group[0].dep.target.module]
         reason = _unfit(group, graph, names, ignored)
         if reason is None:
-            mean = float(undivided(group).detach().mean())
-            candidate = ChannelGroup(name, _members(group, graph, names), scorer(group).detach().float(), mean)
+            members = _members(group, graph, names)  # first: scoring sorts the group's indices in place
+            candidate = ChannelGroup(name, members, scorer(group).detach().float(), float(undivided(group).detach().mean()))
             reason = _tried(module, candidate, example)
         if reason is None:
             found.append(candidate)

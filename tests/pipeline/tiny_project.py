@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from kdpipe.pipeline.building import importable
 from kdpipe.pipeline.config import Config, read_config
 from kdpipe.pipeline.planning import Plan, make_plan
 from kdpipe.pipeline.progress import PlainProgress
 from kdpipe.pipeline.runner import run_plan
 from kdpipe.pipeline.store import Store
+from kdpipe.pipeline.user_code import importable
 from kdpipe.stages.objectives.configured import ConfiguredObjective, ObjectiveSection
 from kdpipe.stages.stage import Context, Inputs
 

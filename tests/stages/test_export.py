@@ -14,7 +14,7 @@ from kdpipe.foundation.files import sha256_of
 from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network, load_network, save_network
 from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.foundation.randomness import stream
-from kdpipe.stages import export, qat
+from kdpipe.stages import export, qat, twin_file
 from kdpipe.stages.export import ExportConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.parity import Parity, allowed_disagreements
@@ -179,13 +179,15 @@ def test_exporting_again_gives_the_same_bytes(exported, cpu, context):
 
 
 @pytest.mark.slow
-def test_the_arm_file_is_static_signed_and_symmetric(exported):
+def test_the_arm_file_is_static_and_signed_and_cuts_off_what_a_relu_does(exported):
     model = onnx.load(exported("cnn", "arm") / "model.onnx")
     assert [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 8, 8]
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    points = [values[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert {point.dtype for point in points} == {np.dtype(np.int8)}
-    assert not any(point.any() for point in points)
+    points = {node.input[0]: values[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert {point.dtype for point in points.values()} == {np.dtype(np.int8)}
+    behind = [points[node.output[0]].item() for node in model.graph.node if node.op_type == "Relu"]
+    assert len(behind) >= 2
+    assert set(behind) == {-128}
     assert read(exported("cnn", "arm"), "contract.json")["inputs"][0]["shape"] == [1, 1, 8, 8]
 
 
@@ -236,15 +238,15 @@ def eigen():
 
 @pytest.mark.slow
 def test_a_file_that_does_not_agree_with_its_twin_stops_the_stage_and_leaves_the_evidence(cpu, context, monkeypatch):
-    def wrong(twin):
+    def wrong(twin, **how):
         """The twin's file with a doubled scale in its last layer but one."""
-        module = exportable(twin)
+        module = exportable(twin, **how)
         layer = module.get_submodule("body.layers.3.0")
         layer.weight_scale.mul_(2.0)
         return module
 
-    exportable = export.exportable
-    monkeypatch.setattr(export, "exportable", wrong)
+    exportable = twin_file.exportable
+    monkeypatch.setattr(twin_file, "exportable", wrong)
     with pytest.raises(VerificationError) as raised:
         export.run(cpu, ExportConfig(), context)
     (problem,) = raised.value.problems

@@ -95,8 +95,8 @@ def test_names_and_patterns_with_and_without_the_prefix_mean_the_same():
 
 def test_an_unknown_layer_is_answered_with_the_nearest_one():
     with pytest.raises(ConfigError) as raised:
-        named_layers(RESIDUAL, ["linear", "blok.0"])
+        named_layers(RESIDUAL, ["linear", "blocks.0"])
     (problem,) = raised.value.problems
-    assert problem.message == "the network has no convolution or linear layer 'blok.0'"
+    assert problem.message == "the network has no convolution or linear layer 'blocks.0'"
     assert problem.at == "[qat] keep_float"
     assert problem.do == "did you mean 'block.0'? layers: stem.0, block.0, block.3, linear"
