@@ -7,28 +7,19 @@ import onnx
 
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.agent import PROVIDERS, Loaded, load_onnxruntime
-from kdpipe.targets.explanation import explained
 from kdpipe.targets.observed import Observed
 from kdpipe.targets.runtimes.onnxruntime_view import accelerated_view, cpu_view
+from kdpipe.targets.runtimes.provider import Provider
 from kdpipe.targets.runtimes.runtime import Hint, runtime_version, session_name
-from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
+from kdpipe.targets.runtimes.session import loaded_by
 
 _ON_CPU = ("onnxruntime", "onnxruntime-openvino", "onnxruntime-xnnpack")
 
 
-class OnnxRuntime:
-    """The plug-in of one provider; `runtime`: its name in `agent.PROVIDERS`, `do`: what helps where it is not there."""
+class OnnxRuntime(Provider):
+    """The plug-in of one provider; `runtime`: its name in `agent.PROVIDERS`."""
 
     distribution = "onnxruntime"
-
-    def __init__(self, runtime: str, do: str) -> None:
-        self.runtime, self.do = runtime, do
-
-    def open(self, model: Path, *, threads: int, hint: Hint) -> LoadedSession:
-        """See `Runtime.open`; the hint has no meaning here."""
-        opening = self.opening(hint)
-        loaded = opening.load(model, threads=threads)
-        return LoadedSession(opening.name, model, loaded, lambda _, example: explained(opening, model, example, threads=threads))
 
     def opening(self, hint: Hint) -> "OnnxRuntimeOpening":
         """How files are opened in this provider."""

@@ -5,26 +5,17 @@ from pathlib import Path
 
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.agent import OPENVINO_DEVICES, Loaded, load_openvino
-from kdpipe.targets.explanation import explained
 from kdpipe.targets.observed import Observed
 from kdpipe.targets.runtimes.openvino_view import view
+from kdpipe.targets.runtimes.provider import Provider
 from kdpipe.targets.runtimes.runtime import Hint, runtime_version, session_name
-from kdpipe.targets.runtimes.session import LoadedSession, loaded_by
+from kdpipe.targets.runtimes.session import loaded_by
 
 
-class OpenVino:
-    """The plug-in of one device; `runtime`: its name in `agent.OPENVINO_DEVICES`, `do`: what helps where it is not there."""
+class OpenVino(Provider):
+    """The plug-in of one device; `runtime`: its name in `agent.OPENVINO_DEVICES`."""
 
     distribution = "openvino"
-
-    def __init__(self, runtime: str, do: str) -> None:
-        self.runtime, self.do = runtime, do
-
-    def open(self, model: Path, *, threads: int, hint: Hint) -> LoadedSession:
-        """See `Runtime.open`; threads mean nothing on a GPU or an NPU."""
-        opening = self.opening(hint)
-        loaded = opening.load(model, threads=threads)
-        return LoadedSession(opening.name, model, loaded, lambda _, example: explained(opening, model, example, threads=threads))
 
     def opening(self, hint: Hint) -> "OpenVinoOpening":
         """How files are opened on this device."""
