@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from side_by_side import windows_of
 
 from kdpipe.foundation.files import write_bytes, write_json, write_text
 from kdpipe.foundation.onnx_file import to_bytes, to_onnx
@@ -26,8 +27,7 @@ from kdpipe.foundation.randomness import numpy_stream, stream
 from kdpipe.pipeline.doctor import diagnose
 from kdpipe.stages.macs import count_macs, depthwise_share
 from kdpipe.targets import latency
-from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile
 from kdpipe.targets.expectation import GAINS_FILE
 from kdpipe.tasks.networks.named import named_network
 
@@ -95,11 +95,7 @@ def _timed(runtime: str, files: dict[str, Path], inputs: Path) -> dict[str, Any]
     models = tuple(ModelFile(name=name, path=files[name.partition("-")[0]]) for name in ("int8", "float", "float-again"))
     comparison = ComparisonRequest(id="one", runtime=runtime, threads=1, batch=1, hint="latency", inputs=inputs, models=models)
     request = BenchRequest(comparisons=(comparison,), seconds=SECONDS, runs=RUNS, warmup_seconds=1.0, limit_seconds=10 * SECONDS)
-    windows = {
-        message.model: tuple(np.array(window, dtype=np.int64) for window in message.ns)
-        for message in LocalDevice().ask("bench", request, limit_seconds=20 * SECONDS + 60)
-        if isinstance(message, Windows)
-    }
+    windows = windows_of(request, limit_seconds=20 * SECONDS + 60)
     found = latency.measured(windows, numpy_stream(0, f"int8-by-size/{runtime}"))
     return {
         "int8_ms": latency.percentile_of(found["int8"], 50).value_ms,

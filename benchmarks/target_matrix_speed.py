@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from side_by_side import windows_of
 
 from kdpipe.foundation.files import write_json
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.store import sha256_of
 from kdpipe.targets import latency
-from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile
 
 RUNTIMES = ("onnxruntime", "openvino")
 BATCHES = (1, 32)
@@ -57,11 +57,7 @@ def _measured(network: str, runtime: str, batch: int, models: Mapping[str, Path]
         id="one", runtime=runtime, threads=1, batch=batch, hint="latency", inputs=inputs, models=tuple(ModelFile(name=n, path=p) for n, p in models.items())
     )
     request = BenchRequest(comparisons=(comparison,), seconds=seconds, runs=130, warmup_seconds=2.0, limit_seconds=6 * seconds)
-    windows = {
-        message.model: tuple(np.array(window, dtype=np.int64) for window in message.ns)
-        for message in LocalDevice().ask("bench", request, limit_seconds=20 * seconds + 120)
-        if isinstance(message, Windows)
-    }
+    windows = windows_of(request, limit_seconds=20 * seconds + 120)
     measured = latency.measured(windows, numpy_stream(0, f"matrix/{network}/{runtime}/{batch}"))
     rows = {}
     for name in models:

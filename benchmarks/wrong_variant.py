@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from side_by_side import windows_of
 
 from kdpipe.foundation.errors import KdpipeError
 from kdpipe.foundation.files import write_bytes, write_json
@@ -41,7 +42,7 @@ from kdpipe.targets import latency
 from kdpipe.targets.devices.device import Device
 from kdpipe.targets.devices.emulated import Emulated
 from kdpipe.targets.devices.local import LocalDevice
-from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile, PredictRequest, Windows
+from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile, PredictRequest
 from kdpipe.targets.profile import load_profile
 from kdpipe.tasks.data.splits import DataSplits
 
@@ -171,11 +172,7 @@ def _latency(case: Case) -> Iterator[dict[str, Any]]:
             models = tuple(ModelFile(name=name, path=case.files[file]) for name, file in names.items())
             comparison = ComparisonRequest(id="one", runtime=runtime, threads=1, batch=batch, hint="latency", inputs=inputs, models=models)
             request = BenchRequest(comparisons=(comparison,), seconds=SECONDS, runs=FEWEST_RUNS, warmup_seconds=1.0, limit_seconds=4 * SECONDS)
-            windows = {
-                message.model: tuple(np.array(window, dtype=np.int64) for window in message.ns)
-                for message in LocalDevice().ask("bench", request, limit_seconds=8 * SECONDS + 60)
-                if isinstance(message, Windows)
-            }
+            windows = windows_of(request, limit_seconds=8 * SECONDS + 60)
             found = latency.measured(windows, numpy_stream(0, f"wrong-variant/{case.name}/{runtime}/{batch}"))
             ratios = {"vnni_over_avx2": ("vnni", "avx2"), "avx2_over_itself": ("avx2-again", "avx2"), "avx2_over_float": ("avx2", "float")}
             told = {

@@ -289,7 +289,7 @@ def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inpu
     where = f"device {device.name}, {setting.title}"
     for message in watched(device.ask("bench", request, limit_seconds=2 * limit + 60), device=device.name):
         if isinstance(message, Windows):
-            windows[message.model] = tuple(np.array(window, dtype=np.int64) for window in message.ns)
+            windows[message.model] = message.arrays
         elif isinstance(message, ComparisonDone):
             found.warnings += [] if all(message.warm.values()) else [f"{where}: not stable when the warm-up ended"]
             seen += [message.conditions] if message.conditions is not None else []

@@ -248,7 +248,7 @@ def _summary(case: Setting, messages: Iterable[Message], seed: int, device: str)
     warnings = []
     for message in messages:
         if isinstance(message, Windows):
-            windows[message.model] = tuple(np.array(window, dtype=np.int64) for window in message.ns)
+            windows[message.model] = message.arrays
         elif isinstance(message, ComparisonDone):
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []

@@ -82,7 +82,7 @@ class Stopwatch:
         with tempfile.TemporaryDirectory() as name:
             request = self._request(files, split, Path(name))
             messages = watched(self.device.ask("bench", request, limit_seconds=2 * request.limit_seconds + 120), device=self.device.name)
-            windows = {message.model: tuple(np.array(ns, dtype=np.int64) for ns in message.ns) for message in messages if isinstance(message, Windows)}
+            windows = {message.model: message.arrays for message in messages if isinstance(message, Windows)}
         models = latency.measured(windows, numpy_stream(seed, "prune/latency"))
         first = models[next(iter(files))]
         return {

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
 from kdpipe.foundation.errors import UnavailableError
@@ -107,6 +109,11 @@ class Windows(BaseModel, extra="forbid", frozen=True):
     comparison: str
     model: str
     ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """The windows as `targets/latency.py` takes them."""
+        return tuple(np.array(window, dtype=np.int64) for window in self.ns)
 
 
 class ThroughputWindows(BaseModel, extra="forbid", frozen=True):
