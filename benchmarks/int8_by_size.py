@@ -23,6 +23,7 @@ from kdpipe.foundation.quantization.calibration import calibrate_
 from kdpipe.foundation.quantization.engine import freeze, prepare
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.foundation.quantization.zero_points import with_own_zero_points
 from kdpipe.foundation.randomness import numpy_stream, stream
 from kdpipe.pipeline.doctor import diagnose
 from kdpipe.stages.macs import count_macs, depthwise_share
@@ -77,7 +78,7 @@ def _point(name: str, side: int) -> dict[str, Any]:
     files = {}
     for kind, network in (("int8", exportable(freeze(twin).eval(), keep_rounding=True)), ("float", module)):
         files[kind] = WORK / f"{name}-{side}-{kind}.onnx"
-        write_bytes(files[kind], to_bytes(to_onnx(network, shape, opset=19, static_batch=None)))
+        write_bytes(files[kind], to_bytes(with_own_zero_points(to_onnx(network, shape, opset=19, static_batch=None))))
     inputs = WORK / "inputs.npy"
     np.save(inputs, np.random.default_rng(0).random((64, *shape), dtype=np.float32))
     told = {

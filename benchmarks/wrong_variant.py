@@ -30,7 +30,6 @@ from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.foundation.quantization.calibration import calibrate_
 from kdpipe.foundation.quantization.engine import freeze, prepare
-from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.config import read_config
@@ -38,6 +37,7 @@ from kdpipe.pipeline.doctor import diagnose
 from kdpipe.pipeline.stages import load_stages
 from kdpipe.pipeline.store import Store
 from kdpipe.robustness.intervals import accuracy, paired_difference
+from kdpipe.stages.twin_file import twin_file
 from kdpipe.targets import latency
 from kdpipe.targets.devices.device import Device
 from kdpipe.targets.devices.emulated import Emulated
@@ -110,8 +110,7 @@ def _case(name: str) -> Case:
         twin = _twin(network.module, bits, data)
         files[variant] = WORK / name / f"{variant}.onnx"
         files[variant].parent.mkdir(parents=True, exist_ok=True)
-        opset = load_profile("cpu", at="benchmark").opset
-        write_bytes(files[variant], to_bytes(to_onnx(exportable(twin, keep_rounding=True), data.shape, opset=opset, static_batch=None)))
+        write_bytes(files[variant], twin_file(twin, network.spec.contract, load_profile("cpu", at="benchmark")))
         twins[variant] = TorchPredictor(twin)(x)
     files["float"] = WORK / name / "float.onnx"
     write_bytes(files["float"], to_bytes(to_onnx(network.module.eval(), data.shape, opset=19, static_batch=None)))

@@ -33,7 +33,7 @@ from kdpipe.targets.openvino_ir import write_ir
 from kdpipe.targets.profile import Profile
 from kdpipe.tasks.data.splits import Split
 
-VERSION = 2
+VERSION = 3
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 
 CONTRACT_FILE = "contract.json"
