@@ -35,7 +35,7 @@ from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.teachers import teaching
 from kdpipe.stages.training import CHECKPOINTS, train
 from kdpipe.stages.training_config import SelectBy, TrainingConfig
-from kdpipe.stages.validation import Validation, validate
+from kdpipe.stages.validation import Validation, rank, selected_by, validate
 from kdpipe.targets.profile import Profile
 from kdpipe.tasks.data.batches import batches
 
@@ -144,7 +144,7 @@ def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
         histories.append(history)
         if config.keep_float != "auto":  # a layer that stands no rounding may be the reason: the search finds it in the calibrated network
             _require_no_collapse(calibrated, tuned, config)
-        kept = qat if judge.rank(tuned) >= judge.rank(calibrated) else ptq
+        kept = qat if rank(tuned, judge.select_by) >= rank(calibrated, judge.select_by) else ptq
         context.progress.say(f"fine-tuned: validation {_told(tuned)}; kept: {'fine-tuned' if kept is qat else 'calibrated only, it is better on validation'}")
     kept_is_ptq, found = kept is ptq, None
     if config.keep_float == "auto":
@@ -240,23 +240,16 @@ def _searched(
 
 
 class _Judge:
-    """Validation figures of any of the three networks on equal terms, and their order."""
+    """Validation figures of any of the three networks on equal terms."""
 
     def __init__(self, inputs: Inputs, config: QatConfig, context: Context, objective: Objective | None) -> None:
         self._inputs, self._config, self._seed = inputs, config, context.seed
         attack = objective.attack if isinstance(objective, RobustObjective) else None
-        self.select_by: SelectBy = config.select_by or ("clean" if attack is None else "balanced")
+        self.select_by = selected_by(config.select_by, attack)
         self._attack: Attack | None = attack if self.select_by != "clean" else None
 
     def __call__(self, module: nn.Module) -> Validation:
         return validate(module, self._inputs.data.validation, _BATCH, self._attack, self._config.validation_attack_samples, self._seed, "qat")
-
-    def rank(self, validation: Validation) -> tuple[float, float]:
-        """As in training: the chosen accuracy; where equal, the lower loss."""
-        clean, robust = validation.clean_accuracy, validation.robust_accuracy
-        if self.select_by == "clean" or robust is None:
-            return clean, -validation.loss
-        return (robust if self.select_by == "robust" else (clean + robust) / 2), -validation.loss
 
 
 def _require_no_collapse(calibrated: Validation, tuned: Validation, config: QatConfig) -> None:

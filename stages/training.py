@@ -35,7 +35,7 @@ from kdpipe.stages.schedule import learning_rate
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.target_cache import FOLDER, Table, identity_of
 from kdpipe.stages.training_config import SelectBy, TrainingConfig
-from kdpipe.stages.validation import Validation, validate
+from kdpipe.stages.validation import rank, selected_by, validate
 from kdpipe.stages.weight_perturbation import perturbed
 from kdpipe.tasks.data.batches import Batch, batches, number_of_batches
 
@@ -142,7 +142,7 @@ def _prepared(
     fresh: Callable[[], nn.Module] | None,
 ) -> _Run:
     attack = objective.attack if isinstance(objective, RobustObjective) else None
-    select_by = config.select_by or ("clean" if attack is None else "balanced")
+    select_by = selected_by(config.select_by, attack)
     if select_by != "clean" and attack is None:
         problem = f"select_by = {select_by!r} needs an attack, objective {objective.name!r} has none"
         raise ConfigError(problem, at=label, do="set select_by = 'clean', or choose a robust objective: at, trades, rslad")
@@ -318,7 +318,7 @@ def _judge_(run: _Run, epoch: int, loss: dict[str, float]) -> None:
     validation = validate(judged, data, size, run.validation_attack, attacked, run.context.seed, run.label)
     rate = run.optimizer.param_groups[0]["lr"]
     run.records.append(EpochRecord(epoch=epoch + 1, learning_rate=rate, loss=loss, validation=validation))
-    if run.best_epoch == 0 or _rank(run, validation) > _rank(run, run.records[run.best_epoch - 1].validation):
+    if run.best_epoch == 0 or rank(validation, run.select_by) > rank(run.records[run.best_epoch - 1].validation, run.select_by):
         run.best_epoch = epoch + 1
         run.best_state = under("best", state_of("best", judged))
     robust = "" if validation.robust_accuracy is None else f", under attack {validation.robust_accuracy:.1%}"
@@ -348,15 +348,6 @@ def _settling_samples(run: _Run, epoch: int) -> Iterator[Tensor]:
     augment, order = (stream(seed, f"{run.label}/averaged-{use}/epoch-{epoch}") for use in ("augment", "order"))
     for batch in islice(batches(split, size, generator=order, drop_last=True), max(1, SETTLING_SAMPLES // size)):
         yield run.inputs.task.augment(batch.x, augment)
-
-
-def _rank(run: _Run, validation: Validation) -> tuple[float, float]:
-    """What is compared: the chosen accuracy; where equal (validation sets are small), the lower loss."""
-    clean, robust = validation.clean_accuracy, validation.robust_accuracy
-    if run.select_by == "clean":
-        return clean, -validation.loss
-    assert robust is not None
-    return (robust if run.select_by == "robust" else (clean + robust) / 2), -validation.loss
 
 
 def _checkpoint(run: _Run) -> Checkpoint:

@@ -18,6 +18,7 @@ from kdpipe.stages.objectives.objective import Objective
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.training import train
 from kdpipe.stages.training_config import TrainingConfig
+from kdpipe.stages.validation import chosen_accuracy
 from kdpipe.tasks.data.splits import Float32Array, Int64Array, Split
 
 _SAMPLES = 4096
@@ -49,10 +50,7 @@ class Trial:
         config = self.config.model_copy(update={"epochs": 1, "patience": None, "ema_decay": None, "swa_start": None})
         context = replace(self.context, target_cache=None)  # its tables are of whole splits
         history = train(network, self.objective, self.teachers, replace(self.inputs, data=data), config, context, label=f"{self.label}/{name}")
-        clean, robust = history.best.validation.clean_accuracy, history.best.validation.robust_accuracy
-        if history.select_by == "clean" or robust is None:
-            return clean
-        return robust if history.select_by == "robust" else (clean + robust) / 2
+        return chosen_accuracy(history.best.validation, history.select_by)
 
 
 def cut(network: Network, plan: PruningPlan) -> Network:

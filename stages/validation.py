@@ -1,4 +1,4 @@
-"""How a network does on the validation split after an epoch: clean, and under a fixed attack of ten steps."""
+"""How a network does on the validation split after an epoch: clean, and under a fixed attack of ten steps; and which of two does better."""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from kdpipe.foundation.randomness import numpy_stream, stream
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.pgd import maximise
 from kdpipe.robustness.attacks.quiet import quiet
+from kdpipe.stages.training_config import SelectBy
 from kdpipe.tasks.data.batches import batches
 from kdpipe.tasks.data.splits import Split
 
@@ -37,6 +38,25 @@ def validate(module: nn.Module, split: Split, batch_size: int, attack: Attack | 
             loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
     robust = None if attack is None else _robust_accuracy(module, split, batch_size, attack, attack_samples, seed, label)
     return Validation(clean_accuracy=correct / len(split), loss=loss / len(split), robust_accuracy=robust)
+
+
+def selected_by(asked: SelectBy | None, attack: Attack | None) -> SelectBy:
+    """The figure that networks are chosen by: as asked, else balanced where there is an attack."""
+    return asked or ("clean" if attack is None else "balanced")
+
+
+def chosen_accuracy(validation: Validation, select_by: SelectBy) -> float:
+    """The accuracy, in [0, 1], that `select_by` names; balanced is the mean of clean and robust."""
+    clean, robust = validation.clean_accuracy, validation.robust_accuracy
+    if select_by == "clean":
+        return clean
+    assert robust is not None, "validated without the attack that it is to be chosen by"
+    return robust if select_by == "robust" else (clean + robust) / 2
+
+
+def rank(validation: Validation, select_by: SelectBy) -> tuple[float, float]:
+    """What is compared, the greater the better: the chosen accuracy; where equal (validation sets are small), the lower loss."""
+    return chosen_accuracy(validation, select_by), -validation.loss
 
 
 def _robust_accuracy(module: nn.Module, split: Split, batch_size: int, attack: Attack, samples: int, seed: int, label: str) -> float:
