@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kdpipe.pipeline.evaluating import Evaluation
+from kdpipe.pipeline.evaluation import Evaluation
 from kdpipe.pipeline.report.numbers import percent_with_n
 from kdpipe.robustness.scorecard import AttackFigure, MaskingCheck, Scorecard
 

@@ -13,7 +13,7 @@ from kdpipe.pipeline.report import numbers, sections
 from kdpipe.pipeline.results import Judged
 
 if TYPE_CHECKING:
-    from kdpipe.pipeline.evaluating import Evaluation
+    from kdpipe.pipeline.evaluation import Evaluation
 
 _FILTERS: Mapping[str, Any] = {"percent": numbers.percent, "percent_with_n": numbers.percent_with_n, "value": numbers.value, "count": numbers.count}
 

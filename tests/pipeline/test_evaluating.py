@@ -16,9 +16,10 @@ from kdpipe.foundation.errors import ConfigError, VerificationError
 from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network, save_network
 from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.randomness import stream
-from kdpipe.pipeline.evaluating import NO_GRADIENTS, evaluate
+from kdpipe.pipeline.evaluating import evaluate
 from kdpipe.pipeline.evaluation_basis import Asked
 from kdpipe.pipeline.evaluation_table import figures_table, notes
+from kdpipe.pipeline.file_attacks import NO_GRADIENTS
 
 CLASSES = tuple("0123456789")
 FEW = {"data": "digits", "n": 40, "attacks": ("pgd-5",), "epsilon": 0.1, "corruptions": ()}
