@@ -10,7 +10,8 @@ A ResNet-14 and a MobileNetV2 are distilled from the published ResNet-20 on a pa
   accuracy, and how many labels are those of the torch twin;
 - `speed`: the files of a network in turn in one process, one thread, single stream and in batches of 32, beside the float file and the float file once more;
   also of untrained networks of twice the width;
-- `causes`: for each file that is not 1.3 times as fast as float, the reason that `explain` gives, and the ratio where that cause is not there.
+- `causes`: for each file that is not 1.3 times as fast as float, the reason that `explain` gives, and the ratio where that cause is not there:
+  of another file or batch of the above, or of the same file with that one thing changed, measured in turn with float once more.
 
 What is finished is kept in `benchmarks/.work/matrix`, by the files' digests. Leaves `benchmarks/results/figures/target-matrix.json`.
 """
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from target_matrix_causes import causes
+from target_matrix_causes import Work, causes
 from target_matrix_speed import Files, speed
 
 from kdpipe.foundation.files import write_json, write_text
@@ -201,17 +202,16 @@ class Matrix:
     def speed(self) -> Iterator[dict[str, Any]]:
         """Each network's files in turn, in each runtime and batch size."""
         for name, built in self.built.items():
-            files = {"float": built.exports["cpu-avx2"] / "float.onnx", **{scheme: folder / "model.onnx" for scheme, folder in built.exports.items()}}
-            yield from speed(NETWORKS[name]["student"], Files(files, built.exports["arm"] / "float.onnx"), self.test[0], WORK, self.seconds)
+            yield from speed(NETWORKS[name]["student"], _files(built), self.test[0], WORK, self.seconds)
             yield from speed(NETWORKS[name]["wide"], self.wide[name], self.test[0], WORK, self.seconds)
 
     def causes(self) -> Iterator[dict[str, Any]]:
         """Why files are not faster, and what they are without the cause."""
         rows = list(self.speed())
         for name, built in self.built.items():
-            files = {scheme: folder / "model.onnx" for scheme, folder in built.exports.items()}
-            floats = {scheme: folder / "float.onnx" for scheme, folder in built.exports.items()}
-            yield from causes(NETWORKS[name]["student"], NETWORKS[name]["wide"], files, floats, self.test[0], rows)
+            work = Work(self.test[0], WORK, self.seconds, rows)
+            yield from causes(NETWORKS[name]["student"], _files(built), work, wider=NETWORKS[name]["wide"])
+            yield from causes(NETWORKS[name]["wide"], self.wide[name], work)
 
 
 def _built(name: str) -> Built:
@@ -230,6 +230,11 @@ def _built(name: str) -> Built:
         {scheme: steps[f"export@{scheme}"] for scheme in SCHEMES},
         {scheme: load_network(steps[f"qat@{scheme}"]) for scheme in SCHEMES},
     )
+
+
+def _files(built: Built) -> Files:
+    files = {"float": built.exports["cpu-avx2"] / "float.onnx", **{scheme: folder / "model.onnx" for scheme, folder in built.exports.items()}}
+    return Files(files, built.exports["arm"] / "float.onnx")
 
 
 def _profile(scheme: str) -> Profile:

@@ -31,6 +31,10 @@ class Files:
     by_scheme: Mapping[str, Path]
     float_static: Path
 
+    def baseline(self, scheme: str) -> Path:
+        """The float file that an int8 file is held against: it takes as many samples at a time."""
+        return self.float_static if scheme in STATIC else self.by_scheme["float"]
+
 
 def speed(network: str, files: Files, x: Float32Array, work: Path, seconds: float) -> Iterator[dict[str, Any]]:
     """A row for each int8 file, runtime and batch size: its median over the float file's. The files of ARM take one sample at a time."""
@@ -43,6 +47,13 @@ def speed(network: str, files: Files, x: Float32Array, work: Path, seconds: floa
             for name in (name for name in files.by_scheme if name != "float" and name in models):
                 row = found["models"][name]
                 yield {"network": network, "runtime": runtime, "batch": batch, "threads": 1, "scheme": name, **row, "noise": found["noise"]}
+
+
+def changed_beside_float(name: str, runtime: str, batch: int, changed: Path, baseline: Path, x: Float32Array, work: Path, seconds: float) -> list[float]:
+    """The median of a changed file over the float file's, with its interval; kept under `name`."""
+    models = {"float": baseline, "changed": changed, _AGAIN: baseline}
+    ratio: list[float] = _measured(name, runtime, batch, models, x, work, seconds)["models"]["changed"]["ratio"]
+    return ratio
 
 
 def _measured(network: str, runtime: str, batch: int, models: Mapping[str, Path], x: Float32Array, work: Path, seconds: float) -> dict[str, Any]:

@@ -44,6 +44,11 @@ _IN_FLOAT: Mapping[Cause, tuple[str, str]] = {
         "a ReLU stands between a layer and a quantizer that does not cut off what is negative by itself (its zero point is above the lowest value)",
         "give the quantizer behind a ReLU the lowest value of its type as zero point: 0 of uint8, -128 of int8; zero point 0 of int8 fuses in TensorRT only",
     ),
+    "signed-activation": (
+        "activations are int8, and on x86 ONNX Runtime has integer kernels for uint8 activations only; it shifts int8 to uint8 by itself only where one "
+        "operator alone takes the tensor, so that what stands at the other tensors stays in float",
+        "for x86 quantize activations as uint8 (profile cpu): the same steps, shifted by 128; on ARM there is nothing to mend, int8 is what its kernels take",
+    ),
     "per-channel-activation": (
         "an activation is quantized per channel, which no integer kernel takes",
         "quantize activations per tensor; per channel is for weights (NNCF's default before depthwise convolutions is per channel)",

@@ -143,6 +143,7 @@ class NodePrecision(BaseModel, extra="forbid", frozen=True):
 Cause = Literal[
     "residual-add",
     "split-activation",
+    "signed-activation",
     "per-channel-activation",
     "float-operator",
     "float-output",

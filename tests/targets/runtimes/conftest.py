@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 class Net:
     """`q` puts a Q/DQ pair behind a value in the int8 file and nothing in the float file. Values are named after the node that makes them."""
 
-    def __init__(self, shape: tuple[int, ...], *, quantized: bool, signed: bool = False, batch: int | str = "batch") -> None:
+    def __init__(self, shape: tuple[int, ...], *, quantized: bool, signed: bool = False, zero: int = 0, batch: int | str = "batch") -> None:
         self.shape, self.quantized, self.batch = shape, quantized, batch
-        self.kind = np.int8 if signed else np.uint8
+        self.kind, self.zero = np.int8 if signed else np.uint8, zero
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.channels = {"input": shape[0]}
@@ -30,12 +30,12 @@ class Net:
         self.channels[f"{name}.out"] = channels or self.channels.get(inputs[0], 0)
         return f"{name}.out"
 
-    def q(self, value: str, *, scale: float = 1 / 16, zero: int = 0, per_channel: bool = False) -> str:
+    def q(self, value: str, *, scale: float = 1 / 16, per_channel: bool = False) -> str:
         if not self.quantized:
             return value
         size = self.channels[value]
         scales = np.linspace(scale / 2, scale, size, dtype=np.float32) if per_channel else np.float32(scale)
-        zeros = np.full(size, zero, self.kind) if per_channel else self.kind(zero)
+        zeros = np.full(size, self.zero, self.kind) if per_channel else self.kind(self.zero)
         pair = [self.constant(f"{value}.scale", scales), self.constant(f"{value}.zero", zeros)]
         axis = {"axis": 1} if per_channel else {}
         self.nodes.append(helper.make_node("QuantizeLinear", [value, *pair], [f"{value}.q"], name=f"{value}.quantize", **axis))

@@ -1,5 +1,6 @@
 """Each cause on a graph that has it, in both runtimes where it applies, and its absence once it is mended."""
 
+import platform
 import shutil
 import time
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_a_sum_before_such_a_relu_is_told_as_the_relu_s_doing(runtime, pair):
     found, _ = why(runtime, pair(residual, signed=True))
     assert "residual-add" not in found
     assert "add" in found["split-activation"].nodes
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's ARM build takes int8 activations")
+@ONNX_RUNTIME  # OpenVINO takes them
+def test_signed_activations_that_several_layers_take(runtime, pair):
+    found, explanation = why(runtime, pair(residual, signed=True, zero=-128))
+    finding = found["signed-activation"]
+    assert {"conv1", "conv2", "add"} <= set(finding.nodes), "what makes and what takes the tensor with two takers"
+    assert "(at conv1.relu.out.quantize)" in finding.text
+    assert finding.share > 0.3
+    assert explanation.int8_share < 0.75
+    mended, explanation = why(runtime, pair(residual))
+    assert "signed-activation" not in mended
+    assert explanation.int8_share == 0.75
 
 
 def depthwise(net, *, per_channel=False):
