@@ -307,12 +307,16 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
         variant = None if table.get("variant") == AUTO else table.get("variant") or (None if table.get("profile") else own)
         profile = load_profile(project / wanted if wanted.endswith(".toml") else wanted, at=f"[targets.{target}]", variant=variant)
         found = True
-        for need in profile.runtimes_on_device:
+        needs = profile.runtimes_on_device
+        some = any(need.name in facts.runtimes for need in needs)  # the others are then left out, and that is said
+        for need in needs:
             there = facts.runtimes.get(need.name)
             fits = there is not None and SpecifierSet(need.versions).contains(there, prereleases=True)
             helps = what_helps(need.name, need.versions)
             do = None if fits else f"in the device's Python: {helps}" if helps.startswith("python") else helps
-            yield Check(f"runtime of {target}", fits, f"{need.name} {there or 'is not installed'}{'' if fits else f', {need.versions} is needed'}", do)
+            spared = there is None and some and (need.optional or profile.architecture is not None)
+            told = f"{need.name} {there or 'is not installed'}{'' if fits or spared else f', {need.versions} is needed'}"
+            yield Check(f"runtime of {target}", None if spared else fits, f"{told}: not measured in it" if spared else told, do)
         reason = profile.why_not_measurable(frozenset(facts.instruction_sets), where=f"device {name}", runtimes=facts.runtimes)
         yield Check(f"chip of {target}", None if reason else True, reason or f"it is one that {profile.name} is for")
     if not found:

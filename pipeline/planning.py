@@ -13,11 +13,11 @@ import psutil
 from pydantic import BaseModel
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.pipeline.accelerators import require_accelerator
 from kdpipe.pipeline.config import STAGE_SECTIONS, Config, Target
 from kdpipe.pipeline.device_records import Seen, record_of, seen_now
+from kdpipe.pipeline.device_runtimes import require_runtimes_there
 from kdpipe.pipeline.fingerprint import code_digests, differences, fingerprint, present, tool_versions, with_contents
-from kdpipe.pipeline.mixed_budget import with_limit
+from kdpipe.pipeline.mixed_budget import with_limits
 from kdpipe.pipeline.pruning_target import require_measurable_here
 from kdpipe.pipeline.stages import StageModule
 from kdpipe.pipeline.steps import Step
@@ -160,7 +160,7 @@ def _require_usable(planned: Sequence[PlannedStep], config: Config, stages: Mapp
         if it.state == "run" and isinstance(it.config, PruneConfig):
             require_measurable_here(it.config)
         if it.state == "run" and it.step.stage == "bench" and it.target is not None:
-            require_accelerator(it.target, seen)
+            require_runtimes_there(it.target, seen)
         if it.state == "run" and check is not None:
             check(config.sections, Inputs({}, data, config.task, it.target.profile if it.target else None))
 
@@ -201,7 +201,7 @@ def _settings(config: Config, node: _Node, machines: tuple[Machine, ...]) -> Bas
     if node.stage == "teacher":
         return next((teacher.training() for teacher in _further_teachers(config) if step_name(teacher) == node.name), section)
     if node.stage in ("prune", "qat"):
-        section = with_limit(section, node.target)
+        section = with_limits(section, node.target, judged_as_trained(config.sections["evaluate"], objective))
         measuring = _measuring(config, node)
         measured = {} if measuring is None else {"measured_on": measuring.name, "profile": measuring.profile, "machine": next(iter(machines), None)}
         return section.model_copy(update={"objective": objective, **_teaching(config), **measured})

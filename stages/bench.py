@@ -29,7 +29,7 @@ from kdpipe.targets.energy import energy
 from kdpipe.targets.explanation import why_not_faster
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.lint import lint
-from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Start, Throughput
+from kdpipe.targets.measurements import Bench, Conditions, DeviceFacts, Energy, Explanation, Latency, ModelName, NoiseCheck, Percentile, Start, Throughput
 from kdpipe.targets.profile import Profile, RuntimeNeed, Threads
 from kdpipe.targets.runtimes.runtime import require_runtime, session_name
 from kdpipe.tasks.data.splits import Float32Array, Split
@@ -118,6 +118,8 @@ def _bench(inputs: Inputs, profile: Profile, config: BenchConfig, context: Conte
     with device.connected():
         facts = same_as_planned(device, machine)
         profile, absent = profile.fitted_to(facts.runtimes, where=f"device {device.name}")
+        for line in absent:
+            context.progress.say(f"bench {profile.name}: {line}")
         judged += _judged(inputs, profile, context, device, facts, profile.runtimes_on_device)
         sets = frozenset(facts.instruction_sets)
         reason = why_no_latency(device, facts) or profile.why_not_measurable(sets, where=f"device {device.name}", runtimes=facts.runtimes)
@@ -244,18 +246,20 @@ def _answers(device: Device, request: BenchRequest) -> Iterable[Message]:
 
 def _summary(case: Setting, messages: Iterable[Message], seed: int, device: str) -> tuple[list[Latency], NoiseCheck, list[Conditions], list[str]]:
     windows: dict[str, latency.Windows] = {}
+    inside: dict[str, latency.Windows | None] = {}
     watched_there: list[Watched] = []
     warnings = []
     for message in messages:
         if isinstance(message, Windows):
-            windows[message.model] = message.arrays
+            windows[message.model], inside[message.model] = message.arrays, message.inside
         elif isinstance(message, ComparisonDone):
             restless = [name for name, warm in message.warm.items() if not warm]
             warnings += [f"{case.title}: not stable when the warm-up ended: {', '.join(restless)}"] if restless else []
             watched_there += [message.conditions] if message.conditions is not None else []
     require_all(windows, (*FILES, _AGAIN), device=device)
     models = latency.measured(windows, numpy_stream(seed, f"bench/{case.id}"))
-    figures = [latency_figure(case, name, models[name], models["float"] if name != "float" else None) for name in get_args(ModelName)]
+    own_clock = {name: latency.median_inside(inside[name], numpy_stream(seed, f"bench/{case.id}/{name}/inside")) for name in FILES}
+    figures = [latency_figure(case, name, models[name], models["float"] if name != "float" else None, own_clock[name]) for name in get_args(ModelName)]
     again = latency.ratio_of(models[_AGAIN], models["float"])
     check = NoiseCheck(runtime=case.runtime_name, batch=case.batch, threads=case.threads, ratio=again)
     said = latency.noise_warning(again, case.title), latency.drift_warning(windows["float"], case.title)
@@ -284,8 +288,10 @@ def _throughputs(
     return figures, met, said
 
 
-def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None) -> Latency:
-    """All that is told of one model's samples; its ratio to `baseline`, None: it is the baseline."""
+def latency_figure(
+    setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None, inside: Percentile | None = None
+) -> Latency:
+    """All that is told of one model's samples; its ratio to `baseline`, None: it is the baseline. `inside`: its p50 by the runtime's own clock."""
     histogram = latency.histogram_of(model.samples)
     p50, p90, p95, p99 = (latency.percentile_of(model, percentile) for percentile in latency.PERCENTILES)
     return Latency(
@@ -298,6 +304,7 @@ def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, b
         p90=p90,
         p95=p95,
         p99=p99,
+        p50_inside=inside,
         samples_per_second=latency.samples_per_second(model.samples, setting.batch),
         samples_per_second_bounds=latency.rate_interval(model, setting.batch),
         histogram_edges_ms=histogram.edges_ms,

@@ -198,11 +198,15 @@ class Profile(BaseModel, extra="forbid", frozen=True):
         return self.runtimes_on_device if any(need.name in have for need in self.runtimes_on_device) else self.runtimes
 
     def fitted_to(self, have: Collection[str], *, where: str) -> tuple["Profile", tuple[str, ...]]:
-        """The profile without the optional runtimes that a device with the runtimes `have` lacks, and for each that is left out, that it is."""
-        absent = [need for need in self.device_runtimes or () if need.optional and need.name not in have]
+        """The profile without the runtimes that a device with the runtimes `have` lacks, and for each that is left out, that it is.
+
+        An accelerator's are all kept but those that are optional, and so are a CPU's where the device has none of them: without these nothing can be measured.
+        """
+        some = self.architecture is not None and any(need.name in have for need in self.runtimes_on_device)
+        absent = [need for need in self.runtimes_on_device if need.name not in have and (some or need.optional)]
         if not absent:
             return self, ()
-        there = tuple(need for need in self.device_runtimes or () if need not in absent)
+        there = tuple(need for need in self.runtimes_on_device if need not in absent)
         return self.model_copy(update={"device_runtimes": there}), tuple(f"not measured in {need.name}: not available on {where}" for need in absent)
 
     def why_not_measurable(self, instruction_sets: frozenset[str], *, where: str = "this host", runtimes: Collection[str] = ()) -> str | None:

@@ -213,6 +213,16 @@ def test_an_optional_runtime_is_left_out_where_a_device_lacks_it_and_that_is_sai
     assert (everything, nothing) == (profile, ())
 
 
+def test_a_board_without_one_of_a_cpu_s_runtimes_measures_in_the_other_and_one_without_any_is_asked_for_all():
+    profile = load_profile("cpu", at="test")
+    fitted, absent = profile.fitted_to({"onnxruntime": "1.32.0"}, where="device pi")
+    assert [need.name for need in fitted.runtimes_on_device] == ["onnxruntime"]
+    assert absent == ("not measured in openvino: not available on device pi",)
+    assert profile.fitted_to({"python": "3.11.2"}, where="device pi") == (profile, ())
+    gpu = load_profile("gpu", at="test")
+    assert gpu.fitted_to({"onnxruntime": "1.32.0"}, where="device pi") == (gpu, ())
+
+
 def test_what_proves_the_file_is_not_optional(own):
     (problem,) = problems(own('extends = "arm"\n[[runtimes]]\nname = "onnxruntime"\noptional = true\n'))
     assert "optional is for further [[device_runtimes]]" in problem.message
