@@ -3,12 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
 from pydantic import BaseModel
 
-from kdpipe.foundation.errors import ConfigError, UnavailableError
+from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError, VerificationError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.manifest import MANIFEST_FILE
@@ -16,6 +18,7 @@ from kdpipe.pipeline.store import HOME
 from kdpipe.pipeline.verify import whole_manifest
 from kdpipe.stages.bench import FILES
 from kdpipe.targets.explanation import why_not_faster
+from kdpipe.targets.lint.reading import read_onnx_file
 from kdpipe.targets.measurements import Explanation
 from kdpipe.targets.runtimes.runtime import open_session, runtime_version
 
@@ -38,7 +41,9 @@ def explain(subject: Path, *, runtimes: Sequence[str] = (), against: Path | None
 
     `runtimes`: none named: the bundle's, else ONNX Runtime and OpenVINO, those that are installed. `against`: the float file of the same network; of a bundle
     that its project's store still holds it is found. `inputs`: an .npy of float32 samples; else noise in the range of the contract beside the file.
-    Raises ConfigError (no such file, samples that do not fit), UnavailableError (a named runtime, or all), VerificationError (a file does not load or run).
+    A runtime that was not named and does not take the file is left out, where another does.
+    Raises ConfigError (no such file, one that is no model, samples that do not fit), UnavailableError (a named runtime, or all), VerificationError
+    (a file does not load or run).
     """
     model, named, beside = _located(subject)
     against = against or beside
@@ -47,16 +52,22 @@ def explain(subject: Path, *, runtimes: Sequence[str] = (), against: Path | None
     example, source = _example(model, inputs)
     asked = list(runtimes) or ([*named] if model.suffix == ".onnx" else ["openvino"])
     explanations, left_out = [], {}
+    refused: KdpipeError | None = None
     for runtime in asked:
         if not runtimes and runtime_version(runtime) is None:
             left_out[runtime] = "not installed"
             continue
         try:
             explanations.append(_explanation(runtime, model, against, example, threads))
-        except UnavailableError as error:
+        except (UnavailableError, VerificationError) as error:
+            if isinstance(error, VerificationError) and model == subject and model.suffix == ".onnx":
+                _require_onnx(model)
             if runtimes:
                 raise
             left_out[runtime] = error.problems[0].message
+            refused = error if isinstance(error, VerificationError) else refused
+    if not explanations and refused is not None:
+        raise refused
     if not explanations:
         raise UnavailableError(f"no runtime is here: {', '.join(asked)}", at=model, do="python -m pip install onnxruntime")
     return Explained(model=str(model), against=str(against) if against else None, inputs=source, explanations=tuple(explanations), not_asked=left_out)
@@ -109,13 +120,32 @@ def _shape(model: Path) -> tuple[int, ...]:
     if contract.is_file():
         sides = json.loads(contract.read_text())["inputs"][0]["shape"][1:]
     elif model.suffix == ".onnx":
-        given = onnx.load(model, load_external_data=False).graph.input
+        given = _inputs(model)
         sides = [side.dim_value or None for side in given[0].type.tensor_type.shape.dim][1:] if given else []
     else:
         raise ConfigError("the shape of a sample is not known", at=model, do="give samples: --inputs samples.npy")
     if not sides or not all(isinstance(side, int) for side in sides):
         raise ConfigError("the input has free sides besides the batch", at=model, do="give samples: --inputs samples.npy")
     return tuple(sides)
+
+
+def _inputs(model: Path) -> Sequence[Any]:
+    """What the graph takes; ConfigError where the file is no ONNX."""
+    try:
+        given: Sequence[Any] = onnx.load(model, load_external_data=False).graph.input
+    except DecodeError:
+        given = ()
+    if not given:
+        _require_onnx(model)
+    return given
+
+
+def _require_onnx(model: Path) -> None:
+    """ConfigError where the file is no valid ONNX, with the reason: a runtime says of such a file only that it cannot parse it."""
+    try:
+        read_onnx_file(model)
+    except VerificationError as error:
+        raise ConfigError.gather(error.problems) from error
 
 
 def _range(model: Path) -> tuple[float, float]:

@@ -24,6 +24,8 @@ def read_onnx_file(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError("no such model file", at=path, do="give the path of an .onnx file")
     try:
+        if not path.stat().st_size:
+            raise not_valid(path, "it is empty")
         onnx.checker.check_model(str(path))
         model = onnx.load(path, load_external_data=False)
         return onnx.inliner.inline_local_functions(model) if model.functions else model

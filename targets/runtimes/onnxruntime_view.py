@@ -52,7 +52,9 @@ def cpu_view(model: Path, threads: int, hint: Hint, example: Float32Array) -> Ob
         written = Path(folder) / "optimized.onnx"
         loaded = load_onnxruntime(str(model), threads, hint, optimized=str(written), profiled=str(Path(folder) / "profile"))
         events = _profiled(loaded, example)
-        return _observed(onnx.load(written), onnx.load(model), events, platform.machine())
+        optimized = onnx.load(written, load_external_data=False)
+        onnx.load_external_data_for_model(optimized, str(model.parent))  # what lies in other files is still beside the original
+        return _observed(optimized, onnx.load(model), events, platform.machine())
 
 
 def accelerated_view(model: Path, threads: int, hint: Hint, provider: str, example: Float32Array) -> Observed:

@@ -3,10 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from typer.testing import CliRunner
 
-from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
+from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError, VerificationError
 from kdpipe.foundation.files import sha256_of
 from kdpipe.pipeline.cli import app
 from kdpipe.pipeline.explain_command import answers, headline
@@ -27,6 +29,15 @@ def folder(tmp_path_factory: Any) -> Path:
 def short(monkeypatch: Any) -> None:
     monkeypatch.setattr("kdpipe.targets.observed._TIMED_SECONDS", 0.02)
     monkeypatch.setattr("kdpipe.targets.runtimes.onnxruntime_view._SECONDS", 0.02)
+
+
+class Noise(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+    def __init__(self, batches: int) -> None:
+        draws = np.random.default_rng(0)
+        self.left = [{"input": draws.random((1, 1, 8, 8), dtype=np.float32)} for _ in range(batches)]
+
+    def get_next(self) -> Any:
+        return self.left.pop() if self.left else None
 
 
 def refused(error: type[KdpipeError], subject: Path, **more: Any) -> tuple[str, str, str]:
@@ -120,3 +131,37 @@ def test_answers_are_lines_with_share_cause_and_what_to_do() -> None:
     assert headline(told) == "r 1 CPU, 2 threads: 0.500 ms, 1.25 times as fast as float; 100 % of the convolutions and linear layers in int8"
     assert answers(told.model_copy(update={"findings": ()})) == ["nothing was found that keeps int8 from being faster"]
     assert answers(told.model_copy(update={"findings": (), "nodes": ()})) == ["the runtime tells nothing of itself"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "it is empty"), (b"hello, this is no model\n" * 9, ""), (None, "")],
+    ids=["empty", "text", "cut off"],
+)
+def test_a_file_that_is_no_model_is_the_user_s_mistake(folder: Path, tmp_path: Path, content: bytes | None, words: str) -> None:
+    model = tmp_path / "bad.onnx"
+    whole = (folder / "float.onnx").read_bytes()
+    model.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    message, at, do = refused(ConfigError, model)
+    assert message.startswith(f"not a valid ONNX file: {words}")
+    assert (at, do) == (str(model), "export or download it again")
+
+
+def test_a_file_whose_weights_lie_beside_it_is_explained(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "out side.onnx"
+    onnx.save(onnx.load(folder / "int8.onnx"), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (explanation,) = explain(model, runtimes=["onnxruntime"]).explanations
+    assert explanation.int8_share == explain(folder / "int8.onnx", runtimes=["onnxruntime"]).explanations[0].int8_share
+    (tmp_path / "weights.bin").unlink()
+    message, at, _ = refused(ConfigError, model)
+    assert "weights.bin" in message
+    assert at == str(model)
+
+
+def test_a_runtime_that_does_not_take_the_file_leaves_the_answer_of_the_other(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "operators.onnx"
+    quantize_static(str(folder / "float.onnx"), str(model), Noise(4), quant_format=QuantFormat.QOperator)
+    found = explain(model)
+    assert [it.runtime.split()[0] for it in found.explanations] == ["onnxruntime"]
+    assert found.not_asked["openvino"].startswith("the file does not load in openvino")
+    assert refused(VerificationError, model, runtimes=["openvino"])[0] == found.not_asked["openvino"]
