@@ -15,7 +15,9 @@ def compare(
     a: Annotated[Path, typer.Argument(help="A bundle's folder, or a project's; with --latency OLD: a bundle or an .onnx file.")],
     b: Annotated[Path, typer.Argument(help="What is compared with it: every difference is B less A; with --latency NEW.")],
     margin: Annotated[float | None, typer.Option("--margin", help="Percentage points that B may lose.", show_default="0")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="Compare this target alone.", show_default="all that both have")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Compare this target alone; of one with variants, each of them.", show_default="all that both have")
+    ] = None,
     latency: Annotated[
         bool, typer.Option("--latency", help="Compare the speed, and nothing else: is B slower than A? Exit 4 where it cannot be told.")
     ] = False,

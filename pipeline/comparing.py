@@ -84,7 +84,8 @@ class Comparison:
 def compare(a: Path | str, b: Path | str, *, margin: float = 0.0, target: str | None = None) -> tuple[Comparison, ...]:
     """A comparison for each target that both have; `a` and `b`: a bundle's folder, or a project's with finished bundles; at least one.
 
-    A single bundle on each side is compared whatever its target. Raises ConfigError where there is nothing to compare, where the samples differ, or
+    A target with variants is compared variant by variant; `target` names one target, all the variants of one, or one variant. A single bundle on each
+    side is compared whatever its target. Raises ConfigError where there is nothing to compare, where the samples differ, or
     where a bundle holds no per-sample answers; VerificationError where a bundle is damaged.
     """
     if not 0 <= margin <= 100:
@@ -92,10 +93,19 @@ def compare(a: Path | str, b: Path | str, *, margin: float = 0.0, target: str | 
     return tuple(_compared(_side(first), _side(second), margin) for first, second in _pairs(_bundles(Path(a)), _bundles(Path(b)), target))
 
 
-def _bundles(place: Path) -> dict[str, Path]:
-    """Target to bundle folder."""
+@dataclass(frozen=True)
+class _Found:
+    """A bundle that can be compared. `part_of`: the target that was built; of one with variants this is one of them, else it is `target`."""
+
+    target: str
+    part_of: str
+    folder: Path
+
+
+def _bundles(place: Path) -> dict[str, _Found]:
+    """What lies there, by target."""
     if (place / MANIFEST_FILE).is_file():
-        return {read_model(folder / MANIFEST_FILE, _Named).target: folder for folder in expanded(place)}
+        return _by_target([place])
     if not (place / "kdpipe.toml").is_file():
         raise ConfigError("neither a bundle nor a project", at=place, do="name dist/PROJECT/TARGET of a finished build, or the folder with its kdpipe.toml")
     name = read_toml(place / "kdpipe.toml").values.get("project", {}).get("name", "*")
@@ -105,21 +115,38 @@ def _bundles(place: Path) -> dict[str, Path]:
     projects = {path.parents[1] for path in found}
     if len(projects) > 1:
         raise ConfigError(f"bundles of {len(projects)} projects: {', '.join(sorted(it.name for it in projects))}", at=place / _DIST, do="name one bundle")
-    return {read_model(folder / MANIFEST_FILE, _Named).target: folder for path in found for folder in expanded(path.parent)}
+    return _by_target([path.parent for path in found])
+
+
+def _by_target(folders: Sequence[Path]) -> dict[str, _Found]:
+    """The bundles in `folders`, each variant by itself."""
+    made: dict[str, _Found] = {}
+    for folder in folders:
+        part_of = _named(folder)
+        for member in expanded(folder):
+            one = _Found(_named(member), part_of, member)
+            if one.target in made:
+                raise ConfigError(f"two bundles of target {one.target!r}: {made[one.target].folder} and {member}", at=member, do="name one of them")
+            made[one.target] = one
+    return made
+
+
+def _named(folder: Path) -> str:
+    return read_model(folder / MANIFEST_FILE, _Named).target
 
 
 class _Named(BaseModel, extra="ignore", frozen=True):
     target: str
 
 
-def _pairs(a: dict[str, Path], b: dict[str, Path], target: str | None) -> list[tuple[Path, Path]]:
+def _pairs(a: dict[str, _Found], b: dict[str, _Found], target: str | None) -> list[tuple[Path, Path]]:
     if target is None and len(a) == len(b) == 1:
-        return [(next(iter(a.values())), next(iter(b.values())))]
-    common = [name for name in a if name in b and target in (None, name)]
+        return [(next(iter(a.values())).folder, next(iter(b.values())).folder)]
+    common = [name for name in a if name in b and target in (None, name, a[name].part_of, b[name].part_of)]
     if not common:
         asked = "no common target" if target is None else f"the target {target!r} is not on both sides"
         raise ConfigError(f"{asked}: A has {', '.join(a)}; B has {', '.join(b)}", at="the two bundles", do="name two bundles, or build the missing target")
-    return [(a[name], b[name]) for name in common]
+    return [(a[name].folder, b[name].folder) for name in common]
 
 
 class _Cards(BaseModel, extra="forbid", frozen=True):

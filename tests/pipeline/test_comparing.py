@@ -13,7 +13,9 @@ from kdpipe.foundation.files import sha256_of
 from kdpipe.pipeline.bundle import write_bundle
 from kdpipe.pipeline.cli import app
 from kdpipe.pipeline.comparing import Comparison, compare
+from kdpipe.pipeline.variant_bundle import write_variants
 from kdpipe.robustness.scorecard import Figure
+from kdpipe.targets.profile import load_profile
 
 Bundle = Callable[..., Path]
 
@@ -41,6 +43,26 @@ def bundle(build_folder: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathF
         shutil.copytree(written[key] / "dist", project / "dist")
         (project / "kdpipe.toml").write_text('[project]\nname = "digits"\n[task]\ndata = "digits"\n')
         return project if whole else project / "dist" / "digits" / target
+
+    return make
+
+
+@pytest.fixture
+def variants(build_folder: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, written: dict[str, Path]) -> Bundle:
+    """`variants("a")`: a project with one bundle, of both variants of the target `cpu`."""
+
+    def make(name: str) -> Path:
+        if "variants" not in written:
+            written["variants"] = tmp_path_factory.mktemp("variants")
+            members = {"avx2": "cpu-avx2", "vnni": "cpu-vnni"}
+            build = replace(build_folder, root=written["variants"] / "build", targets=tuple(members.values()), measured=tuple(members.values())).write()
+            profiles = {target: load_profile("cpu", at="test", variant=variant).model_dump(mode="json") for variant, target in members.items()}
+            config = {**build.config, "targets": {target: {"profile": profile, "bundle": "cpu"} for target, profile in profiles.items()}}
+            write_variants(replace(build, config=config), "cpu", members, (), written["variants"] / "dist" / "digits" / "cpu")
+        project = tmp_path / name
+        shutil.copytree(written["variants"] / "dist", project / "dist")
+        (project / "kdpipe.toml").write_text('[project]\nname = "digits"\n[task]\ndata = "digits"\n')
+        return project
 
     return make
 
@@ -101,6 +123,27 @@ def test_projects_are_compared_target_by_target(bundle: Bundle) -> None:
     comparisons = compare(bundle("a", whole=True), bundle("b", whole=True))
     assert [(it.a.target, it.b.target) for it in comparisons] == [("arm", "arm"), ("cpu", "cpu")]
     assert [it.a.target for it in compare(bundle("c", whole=True), bundle("d"))] == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("target", "compared"),
+    [(None, ["cpu-vnni", "cpu-avx2"]), ("cpu", ["cpu-vnni", "cpu-avx2"]), ("cpu-vnni", ["cpu-vnni"])],
+    ids=["all", "the target", "one variant"],
+)
+def test_a_target_with_variants_is_compared_variant_by_variant(variants: Bundle, target: str | None, compared: list[str]) -> None:
+    a, b = variants("a") / "dist" / "digits" / "cpu", variants("b")
+    assert [(it.a.target, it.b.target) for it in compare(a, b, target=target)] == [(name, name) for name in compared]
+
+
+def test_a_variant_that_has_a_bundle_of_its_own_too_is_not_chosen_for_the_user(variants: Bundle) -> None:
+    project = variants("a")
+    member = project / "dist" / "digits" / "cpu" / "vnni"
+    alone = shutil.copytree(member, project / "dist" / "digits" / "cpu-vnni")
+    with pytest.raises(ConfigError) as caught:
+        compare(project, variants("b"))
+    problem = caught.value.problems[0]
+    assert problem.message == f"two bundles of target 'cpu-vnni': {member} and {alone}"
+    assert (problem.at, problem.do) == (str(alone), "name one of them")
 
 
 def test_two_single_bundles_are_compared_across_targets_on_what_both_ran_in(bundle: Bundle) -> None:
