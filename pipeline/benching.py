@@ -285,11 +285,12 @@ def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inpu
         comparisons=(comparison,), seconds=asked.seconds, runs=latency.runs_needed(_PERCENTILE), warmup_seconds=_WARMUP_SECONDS, limit_seconds=limit
     )
     windows: dict[str, latency.Windows] = {}
+    inside: dict[str, latency.Windows | None] = {}
     seen: list[Watched] = []
     where = f"device {device.name}, {setting.title}"
     for message in watched(device.ask("bench", request, limit_seconds=2 * limit + 60), device=device.name):
         if isinstance(message, Windows):
-            windows[message.model] = message.arrays
+            windows[message.model], inside[message.model] = message.arrays, message.inside
         elif isinstance(message, ComparisonDone):
             found.warnings += [] if all(message.warm.values()) else [f"{where}: not stable when the warm-up ended"]
             seen += [message.conditions] if message.conditions is not None else []
@@ -298,7 +299,8 @@ def _compared(device: Device, setting: Setting, bundles: Sequence[_Bundle], inpu
     first = measured[bundles[0].name]
     for bundle in bundles:
         ratio = None if bundle is bundles[0] else latency.ratio_of(measured[bundle.name], first)
-        figure = latency_figure(setting, "int8", measured[bundle.name], None)
+        own_clock = latency.median_inside(inside[bundle.name], numpy_stream(seed, f"bench/{setting.id}/{bundle.name}/inside"))
+        figure = latency_figure(setting, "int8", measured[bundle.name], None, own_clock)
         found.latencies.append(BundleLatency(bundle=bundle.name, device=device.name, latency=figure, ratio_to_first=ratio))
     again, drift = latency.ratio_of(measured[_AGAIN], first), latency.drift_of(windows[bundles[0].name])
     for it in seen:

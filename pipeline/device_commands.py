@@ -233,6 +233,12 @@ def _show_bench(result: "Benched") -> None:
             cells = [str(figure.batch), str(figure.threads), _with_interval(figure.p50), _with_interval(figure.p90), told, f"{figure.runs:,}"]
             times.add_row(it.bundle, it.device, figure.runtime, *cells)
         print_table(times)
+        for it in result.latencies:
+            inside = it.latency.p50_inside
+            if inside is not None and inside.value_ms is not None:
+                print(
+                    f"{it.bundle} on {it.device}, {it.latency.runtime}: {_with_interval(inside)} ms of the p50 by the runtime's own clock, the rest is the call"
+                )
         starts = table("bundle", "device", "runtime", "load ms", "first inference ms", "peak memory MB")
         for start in result.starts:
             cells = [f"{start.start.load_ms:.1f}", f"{start.start.first_inference_ms:.2f}", f"{start.start.peak_memory_bytes / 1e6:.0f}"]

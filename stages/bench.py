@@ -288,9 +288,7 @@ def _throughputs(
     return figures, met, said
 
 
-def latency_figure(
-    setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None, inside: Percentile | None = None
-) -> Latency:
+def latency_figure(setting: Setting, name: ModelName, model: latency.Measured, baseline: latency.Measured | None, inside: Percentile | None = None) -> Latency:
     """All that is told of one model's samples; its ratio to `baseline`, None: it is the baseline. `inside`: its p50 by the runtime's own clock."""
     histogram = latency.histogram_of(model.samples)
     p50, p90, p95, p99 = (latency.percentile_of(model, percentile) for percentile in latency.PERCENTILES)

@@ -115,6 +115,11 @@ def percentile_of(model: Measured, percentile: int) -> Percentile:
     )
 
 
+def median_inside(windows: Windows | None, generator: np.random.Generator) -> Percentile | None:
+    """The p50 of the same runs by the runtime's own clock; None where it has none."""
+    return None if windows is None else percentile_of(measured({"inside": windows}, generator)["inside"], 50)
+
+
 def ratio_of(model: Measured, baseline: Measured) -> Percentile:
     """The p50 over the baseline's p50 (no unit, below 1 is faster) of one comparison, with its 95 % interval from paired windows."""
     needed, runs = runs_needed(50), min(len(model.samples), len(baseline.samples))

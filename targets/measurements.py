@@ -30,6 +30,7 @@ class Latency(BaseModel, extra="forbid", frozen=True):
     p90: Percentile
     p95: Percentile
     p99: Percentile
+    p50_inside: Percentile | None = Field(None, description="p50 by the runtime's own clock, without the call from Python; None: it has none (ONNX Runtime)")
     samples_per_second: float | None
     samples_per_second_bounds: tuple[float, float] | None = Field(None, description="its 95 % interval, from the bootstrap of windows")
     histogram_edges_ms: tuple[float, ...] = ()

@@ -87,6 +87,8 @@ class Loaded:
     ready: Callable[[Array], Any] | None = None
     """what `timed` takes, made of a batch once, before it is timed; None: `run` is timed, with the batch itself"""
     timed: Callable[[Any], Any] | None = None
+    inside: Callable[[], float] | None = None
+    """how long the last inference took by the runtime's own clock, without the call from Python, in ms; None: it has none"""
 
 
 class NotThereError(Exception):
@@ -260,6 +262,7 @@ def load_openvino(model: str, threads: int, hint: str, device: str = "CPU", prof
 
     # Making a tensor of an array costs 30 to 50 µs in Python, as much as a small network: it is OpenVINO's Python that takes them, not the file.
     loaded.ready, loaded.timed = (lambda batch: openvino.Tensor(batch, shared_memory=True)), timed
+    loaded.inside = lambda: float(request.latency)
     return loaded
 
 
@@ -589,7 +592,8 @@ def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[in
         if together:
             tell("throughput", comparison=comparison["id"], model=meter.name, windows=windows[meter.name])
         else:
-            tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name])
+            own_clock = {} if meter.inside is None else {"inside_ns": meter.inside_ns}
+            tell("windows", comparison=comparison["id"], model=meter.name, ns=windows[meter.name], **own_clock)
     after = clock_mhz(), temperature_celsius()
     clock, heat = [before[0], after[0]], [before[1], after[1]]
     tell("comparison", id=comparison["id"], warm=warm, clock_mhz=clock, temperature_celsius=heat, conditions=conditions)
@@ -684,11 +688,16 @@ def find_counter(sys_folder: str = "/sys") -> EnergyCounter | str:
 
 
 class Meter:
-    """One model of a comparison, measured a window at a time; `medians_ns` of its windows so far."""
+    """One model of a comparison, measured a window at a time; `medians_ns` of its windows so far.
+
+    `inside_ns`: the same runs by the runtime's own clock, where it has one, window by window since the warm-up.
+    """
 
     def __init__(self, name: str, loaded: Loaded, batches: list[Array], window_seconds: float, streams: int = 1) -> None:
         self.name = name
         self.run: Callable[[Any], Any] = loaded.timed or loaded.run
+        self.inside = loaded.inside
+        self.inside_ns: list[list[int]] = []
         self.batches = [loaded.ready(batch) for batch in batches] if loaded.ready else batches
         self.window_ns = int(window_seconds * 1e9)
         self.medians_ns: list[float] = []
@@ -700,13 +709,16 @@ class Meter:
         runs = max(1, int(self.window_ns / self.medians_ns[-1])) if self.medians_ns else 1
         chosen = [self.batches[(self.position + step) % len(self.batches)] for step in range(runs + 1)]
         self.position += runs + 1
-        run, clock = self.run, time.perf_counter_ns
+        run, clock, inside = self.run, time.perf_counter_ns, self.inside
         run(chosen[0])
-        taken = []
+        taken, told = [], []
         for batch in chosen[1:]:
             begin = clock()
             run(batch)
             taken.append(clock() - begin)
+            if inside is not None:  # between two runs: reading it is not the model's time
+                told.append(max(1, round(1e6 * inside())))
+        self.inside_ns.append(told)
         self.medians_ns.append(statistics.median(taken))
         self.runs_total += runs
         return taken
@@ -798,7 +810,7 @@ def _warm_up(meters: list[Meter], limit_seconds: float) -> dict[str, bool]:
             meter.window()
     warm = {meter.name: meter.warm() for meter in meters}
     for meter in meters:
-        meter.runs_total = 0
+        meter.runs_total, meter.inside_ns = 0, []
     return warm
 
 

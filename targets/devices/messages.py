@@ -1,11 +1,11 @@
 """What host and agent say to each other, checked on the host's side: a device's answer is input from outside."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.targets.devices.agent import PROTOCOL
@@ -109,11 +109,23 @@ class Windows(BaseModel, extra="forbid", frozen=True):
     comparison: str
     model: str
     ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    inside_ns: tuple[tuple[Nanoseconds, ...], ...] | None = Field(None, description="the same runs by the runtime's own clock; None: it has none")
+
+    @model_validator(mode="after")
+    def _same_runs(self) -> Self:
+        if self.inside_ns is not None and [*map(len, self.inside_ns)] != [*map(len, self.ns)]:
+            raise ValueError("inside_ns has other windows than ns")
+        return self
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.int64], ...]:
         """The windows as `targets/latency.py` takes them."""
         return tuple(np.array(window, dtype=np.int64) for window in self.ns)
+
+    @property
+    def inside(self) -> tuple[npt.NDArray[np.int64], ...] | None:
+        """The same by the runtime's own clock."""
+        return None if self.inside_ns is None else tuple(np.array(window, dtype=np.int64) for window in self.inside_ns)
 
 
 class ThroughputWindows(BaseModel, extra="forbid", frozen=True):

@@ -209,3 +209,9 @@ def test_drift_is_the_last_third_over_the_first():
     windows = tuple(np.full(5, ns) for ns in (100, 100, 100, 150, 150, 150, 200, 200, 200))
     assert latency.drift_of(windows) == pytest.approx(1.0)
     assert latency.drift_of(windows[:2]) is None
+
+
+def test_the_runtime_s_own_clock_gives_a_median_with_its_interval_where_there_is_one():
+    own = latency.median_inside(windows_of(lognormal(900, 11), 18), np.random.default_rng(0))
+    assert own.low_ms < own.value_ms < own.high_ms
+    assert latency.median_inside(None, np.random.default_rng(0)) is None

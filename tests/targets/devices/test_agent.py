@@ -132,6 +132,20 @@ def test_bench_measures_every_model_in_equally_many_windows(files, samples, tmp_
     assert set(lines[4]["warm"]) == {"u8", "float"}
 
 
+@pytest.mark.parametrize(("runtime", "has_one"), [("onnxruntime", False), ("openvino", True)])
+def test_each_run_is_also_told_by_the_runtime_s_own_clock_where_it_has_one(runtime, has_one, files, samples, tmp_path):
+    np.save(tmp_path / "inputs.npy", samples)
+    models = [{"name": "float", "path": str(files / "float.onnx")}]
+    comparison = {"id": "c", "runtime": runtime, "threads": 1, "batch": 4, "hint": "latency", "inputs": str(tmp_path / "inputs.npy"), "models": models}
+    request = {"comparisons": [comparison], "seconds": 0.05, "runs": 64, "windows": 5, "window_seconds": 0.005, "warmup_seconds": 0.5, "limit_seconds": 20}
+    _, lines, said = ask("bench", request)
+    (told,) = [line for line in lines if line["kind"] == "windows"]
+    assert ("inside_ns" in told) == has_one, said
+    if has_one:
+        pairs = [pair for ours, own in zip(told["ns"], told["inside_ns"], strict=True) for pair in zip(ours, own, strict=True)]
+        assert all(0 < inside <= outside for outside, inside in pairs), "the call from Python is around it"
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_throughput_counts_the_runs_of_each_caller_and_says_what_the_machine_did(runtime, files, samples, tmp_path):
     np.save(tmp_path / "inputs.npy", samples)

@@ -37,6 +37,13 @@ def test_a_line_becomes_its_message():
     assert parsed('{"kind": "done"}', device="pi") == Done(kind="done")
 
 
+def test_the_runtime_s_own_clock_tells_of_the_same_runs():
+    told = parsed(json.dumps({**WINDOWS, "inside_ns": [[1, 1], [2]]}), device="pi")
+    assert [window.tolist() for window in told.inside] == [[1, 1], [2]]
+    assert parsed(json.dumps(WINDOWS), device="pi").inside is None
+    assert "inside_ns has other windows than ns" in the_problem(json.dumps({**WINDOWS, "inside_ns": [[1, 1]]})).message
+
+
 @pytest.mark.parametrize(
     "line",
     [
