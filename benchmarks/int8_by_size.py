@@ -26,7 +26,7 @@ from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.foundation.quantization.zero_points import with_own_zero_points
 from kdpipe.foundation.randomness import numpy_stream, stream
 from kdpipe.pipeline.doctor import diagnose
-from kdpipe.stages.macs import count_macs, depthwise_share
+from kdpipe.stages.macs import macs_by_kind
 from kdpipe.targets import latency
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile
 from kdpipe.targets.expectation import GAINS_FILE
@@ -81,10 +81,11 @@ def _point(name: str, side: int) -> dict[str, Any]:
         write_bytes(files[kind], to_bytes(with_own_zero_points(to_onnx(network, shape, opset=19, static_batch=None))))
     inputs = WORK / "inputs.npy"
     np.save(inputs, np.random.default_rng(0).random((64, *shape), dtype=np.float32))
+    macs = macs_by_kind(module, shape)
     told = {
         "network": f"{name} at {side}×{side}",
-        "macs": count_macs(module, shape),
-        "depthwise_share": round(depthwise_share(module, shape), 4),
+        "macs": macs.total,
+        "depthwise_share": round(macs.depthwise_share, 4),
         "ratios": {runtime: _timed(runtime, files, inputs) for runtime in RUNTIMES},
     }
     print(told, flush=True)

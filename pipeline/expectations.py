@@ -7,7 +7,7 @@ from kdpipe.pipeline.device_records import record_of
 from kdpipe.pipeline.planning import Plan
 from kdpipe.pipeline.user_code import importable
 from kdpipe.stages.distill import DistillConfig, fresh_student
-from kdpipe.stages.macs import count_macs, depthwise_share
+from kdpipe.stages.macs import macs_by_kind
 from kdpipe.stages.prune import PruneConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.targets.devices.local import Local
@@ -30,10 +30,9 @@ def _cost(plan: Plan) -> Cost | None:
         return None
     with importable(config.project):
         student = fresh_student(distill, Inputs({}, plan.data, config.task, None), seed=0).module.eval()
-    shape = plan.data.shape
-    macs, depthwise = count_macs(student, shape), depthwise_share(student, shape) > 0
+    macs = macs_by_kind(student, plan.data.shape)
     speedup = _speedup(config)
-    return Cost(math.ceil(macs / (speedup or 1)), depthwise, "" if speedup is not None or not config.prunes else " before pruning")
+    return Cost(math.ceil(macs.total / (speedup or 1)), macs.depthwise > 0, "" if speedup is not None or not config.prunes else " before pruning")
 
 
 def _speedup(config: Config) -> float | None:

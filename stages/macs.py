@@ -1,6 +1,7 @@
 """What one sample costs a network: multiply-accumulates and parameters."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +9,32 @@ from torch import Tensor, nn
 from kdpipe.foundation.pruning import Convolution
 
 
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one sample. `depthwise`: those in depthwise convolutions (one input channel a group)."""
+
+    total: int
+    depthwise: int
+
+    @property
+    def depthwise_share(self) -> float:
+        """In [0, 1]; 0 for a network of none."""
+        return self.depthwise / max(1, self.total)
+
+
 def count_macs(module: nn.Module, sample_shape: tuple[int, ...]) -> int:
+    """The multiply-accumulates of all convolutions and linear layers for one sample of `sample_shape`, as `macs_by_kind` counts them."""
+    return macs_by_kind(module, sample_shape).total
+
+
+def macs_by_kind(module: nn.Module, sample_shape: tuple[int, ...]) -> Macs:
     """The multiply-accumulates of all convolutions and linear layers for one sample of `sample_shape`; each call of a layer counts.
 
     BatchNorm is left out: it folds away on the device. The module's modes are restored.
     """
-    return sum(macs for _, macs in _layers(module, sample_shape))
-
-
-def depthwise_share(module: nn.Module, sample_shape: tuple[int, ...]) -> float:
-    """The share of the multiply-accumulates in depthwise convolutions (one input channel a group), in [0, 1]; 0 for a network of none."""
     layers = _layers(module, sample_shape)
     depthwise = sum(macs for layer, macs in layers if isinstance(layer, Convolution) and layer.groups == layer.in_channels > 1)
-    return depthwise / max(1, sum(macs for _, macs in layers))
+    return Macs(sum(macs for _, macs in layers), depthwise)
 
 
 def _layers(module: nn.Module, sample_shape: tuple[int, ...]) -> list[tuple[nn.Module, int]]:
