@@ -13,7 +13,7 @@ from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.intervals import wilson
 from kdpipe.stages.distill import DistillConfig, check, run
 from kdpipe.stages.objectives.configured import PACKAGE, objective_class, parse_objective
-from kdpipe.stages.stage import Inputs
+from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.teacher import run as run_teacher
 from kdpipe.stages.teachers import FurtherTeacher
@@ -183,42 +183,66 @@ def test_defaults_are_the_tasks_student_and_a_robust_objective():
     assert config.objective.name == "rslad"
 
 
-ATTACK = {"epsilon": 0.1, "steps": 5}
-OBJECTIVES = {
-    "plain": {},
-    "kd": {"temperature": 2.0},
-    "pointwise": {},
-    "hierarchical": {"temperature": 2.0},
-    "at": {"attack": ATTACK},
-    "rslad": {"attack": ATTACK},
-}
+ATTACK = {"epsilon": 0.1, "steps": 3}
+SHORT = {"epochs": 6, "batch_size": 64, "learning_rate": 0.1}
+NATURAL = {"name": "natural", "role": "natural", "network": "resnet-8", "network_arguments": {"width": 0.5}, "objective": "plain", **SHORT}
+
+
+class Lesson:
+    """A robust and a natural teacher of all training digits, and what students that all begin alike learn from them; each is trained once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        task = ImageClassification(data="digits")
+        self.data = task.load(folder, seed=0)
+        inputs = Inputs({}, self.data, task)
+        robust = {"network": "resnet-8", "network_arguments": {"width": 0.5}, "objective": "trades", "attack": ATTACK, **SHORT}
+        teacher = run_teacher(inputs, TeacherConfig.model_validate(robust), self._context("teacher"))
+        natural = run_teacher(inputs, FurtherTeacher.model_validate(NATURAL).training(), self._context("natural"))
+        self.inputs = replace(inputs, artifacts={"teacher": teacher, "teacher-natural": natural})
+        self.x = torch.from_numpy(self.data.validation.read(np.arange(len(self.data.validation))))
+        self.target = self._answers(teacher)
+        self._learned = {}
+
+    def learned(self, name, **keys):
+        """(distance to the robust teacher's answers, clean accuracy, accuracy under PGD-10) of the objective's student, on the validation split."""
+        if name not in self._learned:
+            config = DistillConfig.model_validate({**TINY, "objective": name, **SHORT, **keys})
+            student = run(self.inputs, config, self._context(name))
+            validation = validate(load_network(student).module, self.data.validation, 256, Attack(epsilon=0.1), 179, 0, "test")
+            distance = (self._answers(student) - self.target).abs().sum(1).mean().item()
+            self._learned[name] = (distance, validation.clean_accuracy, validation.robust_accuracy)
+        return self._learned[name]
+
+    def _answers(self, network):
+        with torch.no_grad():
+            return load_network(network).module(self.x).softmax(1)
+
+    def _context(self, name):
+        torch.set_num_threads(1)
+        (self.folder / name).mkdir()
+        return Context(folder=self.folder / name, project=self.folder, seed=0, threads=1, progress=Silent())
+
+
+class Silent:
+    def __call__(self, items, label, *, total=None, unit="batch"):
+        return items
+
+    def say(self, message):
+        pass
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory):
+    return Lesson(tmp_path_factory.mktemp("lesson"))
 
 
 @pytest.mark.slow
-def test_objectives_teach_what_they_are_for(context, tmp_path):
-    """On all training digits, 20 short epochs each from one start: distillation brings the student nearer to the teacher, attacks make it robust."""
-    task = ImageClassification(data="digits")
-    data = task.load(tmp_path, seed=0)
-    inputs = Inputs({}, data, task)
-
-    def folder(name):
-        (tmp_path / name).mkdir()
-        return replace(context, folder=tmp_path / name)
-
-    robust = {"network": "resnet-8", "objective": "trades", "attack": ATTACK, "epochs": 20, "batch_size": 64, "learning_rate": 0.1}
-    teacher_folder = run_teacher(inputs, TeacherConfig.model_validate(robust), folder("teacher"))
-    teacher = load_network(teacher_folder).module
-    x = torch.from_numpy(data.validation.read(np.arange(len(data.validation))))
-    with torch.no_grad():
-        target = teacher(x).softmax(1)
-    distance, robustness, clean = {}, {}, {}
-    for name, keys in OBJECTIVES.items():
-        config = DistillConfig.model_validate({**TINY, "objective": name, "epochs": 20, "learning_rate": 0.1, **keys})
-        student = load_network(run(replace(inputs, artifacts={"teacher": teacher_folder}), config, folder(name))).module
-        with torch.no_grad():
-            distance[name] = (student(x).softmax(1) - target).abs().sum(1).mean().item()
-        validation = validate(student, data.validation, 256, Attack(epsilon=0.1), 179, 0, "test")
-        clean[name], robustness[name] = validation.clean_accuracy, validation.robust_accuracy
+def test_objectives_teach_what_they_are_for(lesson):
+    """Distillation brings the student nearer to the teacher, attacks make it robust. Measured: distance 0.46 from labels, 0.17 to 0.20 from the teacher."""
+    keys = {"kd": {"temperature": 2.0}, "hierarchical": {"temperature": 2.0}, "at": {"attack": ATTACK}, "rslad": {"attack": ATTACK}}
+    learned = {name: lesson.learned(name, **keys.get(name, {})) for name in ("plain", "kd", "pointwise", "hierarchical", "at", "rslad")}
+    distance, clean, robustness = ({name: figures[k] for name, figures in learned.items()} for k in range(3))
     assert all(accuracy > 0.8 for accuracy in clean.values()), clean
     for name in ("kd", "pointwise", "hierarchical", "rslad"):
         assert distance[name] < 0.9 * distance["plain"], (name, distance)
@@ -245,28 +269,13 @@ def test_a_student_that_cannot_be_built_is_told_before_the_teacher_is_trained(st
 
 
 @pytest.mark.slow
-def test_every_objective_with_an_attack_teaches_more_robustness_than_the_labels_alone(context, tmp_path):
-    """Eight epochs on all training digits; measured: plain 32 %, the others 70 to 75 % under PGD-10."""
-    task = ImageClassification(data="digits")
-    inputs = Inputs({}, task.load(tmp_path, seed=0), task)
-
-    def folder(name):
-        (tmp_path / name).mkdir()
-        return replace(context, folder=tmp_path / name)
-
-    short = {"epochs": 8, "batch_size": 64, "learning_rate": 0.1}
-    teacher = run_teacher(inputs, TeacherConfig.model_validate({"network": "resnet-8", "objective": "trades", "attack": ATTACK, **short}), folder("teacher"))
-    natural = {"name": "natural", "role": "natural", "network": "resnet-8", "objective": "plain", **short}
-    artifacts = {"teacher": teacher, "teacher-natural": run_teacher(inputs, FurtherTeacher.model_validate(natural).training(), folder("natural"))}
-    robustness = {}
-    for name in ("plain", "ard", "iad", "adaad", "mart", "alternating", "mtard"):
-        keys = {} if name == "plain" else {"attack": ATTACK}
-        keys |= {"teachers": [natural]} if name == "mtard" else {}
-        config = DistillConfig.model_validate({**TINY, "objective": name, **short, **keys})
-        student = load_network(run(replace(inputs, artifacts=artifacts), config, folder(name))).module
-        validation = validate(student, inputs.data.validation, 256, Attack(epsilon=0.1), 179, 0, "test")
-        assert validation.clean_accuracy > 0.8, name
-        robustness[name] = validation.robust_accuracy
-    count = len(inputs.data.validation)
+def test_every_objective_with_an_attack_teaches_more_robustness_than_the_labels_alone(lesson):
+    """Measured: plain 34 %, the others 62 to 69 % under PGD-10."""
+    names_ = ("ard", "iad", "adaad", "mart", "alternating", "mtard")
+    learned = {name: lesson.learned(name, attack=ATTACK, **({"teachers": [NATURAL]} if name == "mtard" else {})) for name in names_}
+    learned["plain"] = lesson.learned("plain")
+    assert all(clean > 0.8 for _, clean, _ in learned.values()), learned
+    robustness = {name: robust for name, (_, _, robust) in learned.items()}
+    count = len(lesson.x)
     assert wilson(round(robustness["mtard"] * count), count)[0] > wilson(round(robustness["plain"] * count), count)[1], robustness
-    assert all(robustness[name] > robustness["plain"] + 0.1 for name in robustness if name != "plain"), robustness
+    assert all(robustness[name] > robustness["plain"] + 0.1 for name in names_), robustness
