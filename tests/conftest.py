@@ -101,6 +101,27 @@ def board(tmp_path_factory) -> Iterator[Board]:
             server.terminate()
 
 
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory) -> Iterator[list[str]]:
+    """What stands for `sys.executable` in the command of a process that is not about its own start: see `warm_python.py`."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    program = str(Path(__file__).with_name("warm_python.py"))
+    with subprocess.Popen([sys.executable, program, "serve", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield [sys.executable, "-I", "-S", program, "run", str(path)]
+
+
+@pytest.fixture(scope="session")
+def kdpipe(warm_python) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`kdpipe(*arguments, folder=None)`: the command in that folder, to its end."""
+
+    def run(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*warm_python, "-m", "kdpipe.pipeline", *arguments], capture_output=True, text=True, check=False, cwd=folder)
+
+    return run
+
+
 @pytest.fixture
 def pi(board, tmp_path) -> SshDevice:
     """The board as a device of a project in which its key is pinned."""

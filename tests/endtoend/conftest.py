@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -57,9 +57,10 @@ class Project:
     """A folder with a kdpipe.toml, and the command line in it."""
 
     folder: Path
+    python: tuple[str, ...]
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "kdpipe.pipeline", *arguments, "--project", str(self.folder)]
+        return [*self.python, "-m", "kdpipe.pipeline", *arguments, "--project", str(self.folder)]
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False, env=environment())
@@ -79,21 +80,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "CI": "true"}
 
 
-def made(folder: Path) -> Project:
+def made(folder: Path, python: list[str]) -> Project:
     folder.mkdir()
     (folder / "kdpipe.toml").write_text(KDPIPE_TOML)
-    return Project(folder)
+    return Project(folder, tuple(python))
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return made(tmp_path / "project")
+def project(tmp_path: Path, warm_python: list[str]) -> Project:
+    return made(tmp_path / "project", warm_python)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project, built in one go for both targets."""
-    project = made(tmp_path_factory.mktemp("undisturbed") / "project")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm_python: list[str]) -> Project:
+    """The project, built in one go for both targets by a process of its own."""
+    project = made(tmp_path_factory.mktemp("undisturbed") / "project", [sys.executable])
     result = project.run("build")
     assert result.returncode == 0, result.stderr[-3000:]
-    return project
+    return replace(project, python=tuple(warm_python))

@@ -2,21 +2,23 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
 
-def told(*arguments):
-    result = subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "eval", *map(str, arguments), "--json"], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout)
+@pytest.fixture
+def told(kdpipe):
+    def evaluated(*arguments):
+        result = kdpipe("eval", *map(str, arguments), "--json")
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout)
+
+    return evaluated
 
 
-def test_the_bundles_own_figures_come_again_and_without_its_store_it_is_judged_as_any_file(undisturbed, tmp_path):
+def test_the_bundles_own_figures_come_again_and_without_its_store_it_is_judged_as_any_file(undisturbed, tmp_path, told):
     bundle = undisturbed.folder / "dist" / "small" / "cpu"
     cards = json.loads((bundle / "scorecard.json").read_text())["scorecards"]
     built = {card["runtime"]: card for card in cards if card["model"] == "int8"}

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.slow
 SECTION = '[targets.cpu]\nvariants = ["avx2", "vnni"]\n[targets.cpu.budgets]\nclean_drop = 90\n'
 
 
-def test_variants_are_built_beside_what_is_there_and_ship_in_one_bundle(undisturbed, tmp_path):
+def test_variants_are_built_beside_what_is_there_and_ship_in_one_bundle(undisturbed, tmp_path, kdpipe):
     shutil.copytree(undisturbed.folder, tmp_path / "project")
-    project = type(undisturbed)(tmp_path / "project").replace("[targets.cpu]\n", SECTION)
+    project = replace(undisturbed, folder=tmp_path / "project").replace("[targets.cpu]\n", SECTION)
     exact = bool({"vnni", "aarch64"} & probe())
     result = project.run("build", "--target", "cpu", "--json")
     assert result.returncode == (0 if exact else 4), result.stderr[-3000:]
@@ -29,12 +30,12 @@ def test_variants_are_built_beside_what_is_there_and_ship_in_one_bundle(undistur
     bundle = project.folder / "dist" / "small" / "cpu"
     assert told["bundles"] == {"cpu": str(bundle)}
 
-    verified = json.loads(subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "verify", str(bundle), "--json"], capture_output=True, check=True).stdout)
+    verified = json.loads(kdpipe("verify", str(bundle), "--json").stdout)
     assert verified["variants"] == ["vnni", "avx2"]
     which = json.loads(subprocess.run([sys.executable, str(bundle / "predict.py"), "--which", "--json"], capture_output=True, check=True).stdout)
     assert which["variant"] == ("vnni" if {"vnni", "avx2"} <= probe() else "avx2")
     judged = project.run("eval", str(bundle), "--attacks", "", "--corruptions", "", "--json")
     assert json.loads(judged.stdout)["subject"] == str(bundle / which["variant"])
     pair = [str(bundle / variant) for variant in ("avx2", "vnni")]
-    compared = subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "compare", *pair, "--margin", "100"], capture_output=True, text=True, check=False)
+    compared = kdpipe("compare", *pair, "--margin", "100")
     assert compared.returncode == 0, compared.stderr

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -77,9 +76,9 @@ def test_two_builds_at_once_both_end_well_and_do_the_work_once(project):
         assert sum(line.startswith(f"{step}: built in") for text in told for line in text.splitlines()) == 1, "\n=====\n".join(told)
 
 
-def test_the_bundle_runs_and_verifies_where_it_was_copied_to(undisturbed, tmp_path):
+def test_the_bundle_runs_and_verifies_where_it_was_copied_to(undisturbed, tmp_path, kdpipe):
     bundle = Path(shutil.copytree(undisturbed.folder / "dist/small/arm", tmp_path / "elsewhere"))
-    verified = subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "verify", str(bundle)], capture_output=True, text=True, check=False)
+    verified = kdpipe("verify", str(bundle))
     assert verified.returncode == 0, verified.stderr
     contract = json.loads((bundle / "contract.json").read_text())
     assert str(undisturbed.folder) not in "".join(path.read_text(errors="ignore") for path in bundle.iterdir())

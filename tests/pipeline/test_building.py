@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +67,7 @@ def _age(path: Path) -> None:
     os.utime(path, ns=(before, before))
 
 
-def _kdpipe(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "kdpipe.pipeline", *arguments], capture_output=True, text=True, check=False, cwd=folder)
+Kdpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +98,12 @@ def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "
     folder.mkdir()
     shutil.copy2(data, folder / "data.npz")
     (folder / "kdpipe.toml").write_text(KDPIPE_TOML)
-    return folder, _kdpipe(folder, "build", "--target", "arm")
+    command = [sys.executable, "-m", "kdpipe.pipeline", "build", "--target", "arm"]  # a new process: what it imports for a build, it imports in time
+    return folder, subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
 @pytest.mark.slow
-def test_a_build_ends_with_the_table_a_bundle_and_the_report(built: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
+def test_a_build_ends_with_the_table_a_bundle_and_the_report(built: tuple[Path, "subprocess.CompletedProcess[str]"], kdpipe: Kdpipe) -> None:
     folder, told = built
     assert told.returncode == 0, told.stderr
     bundle = folder / "dist" / "small" / "arm"
@@ -116,7 +116,7 @@ def test_a_build_ends_with_the_table_a_bundle_and_the_report(built: tuple[Path, 
     assert {"model.onnx", "contract.json", "scorecard.json", "bench.json", "manifest.json", "report.html", "predict.py"} <= {
         path.name for path in bundle.iterdir()
     }
-    verified = _kdpipe(folder, "verify", str(bundle))
+    verified = kdpipe("verify", str(bundle), folder=folder)
     assert verified.returncode == 0, verified.stderr
     assert re.search(r"small for arm: \d+ files agree with the manifest; the model answers in onnxruntime", verified.stdout)
 
@@ -142,35 +142,37 @@ def test_a_build_with_nothing_to_do_repeats_its_end_without_torch_or_the_data(bu
 
 @pytest.mark.slow
 def test_one_changed_pixel_is_noticed_and_everything_that_follows_from_it_is_planned(
-    built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path
+    built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path, kdpipe: Kdpipe
 ) -> None:
     folder = tmp_path / "small"
     shutil.copytree(built[0], folder)
-    assert _states(folder, "arm") == {"keep"}
+    assert _states(kdpipe, folder, "arm") == {"keep"}
     with np.load(folder / "data.npz") as file:
         images, labels = file["images"], file["labels"]
     size = (folder / "data.npz").stat().st_size
     images[0, 0, 0] ^= 1
     np.savez(folder / "data.npz", images=images, labels=labels)
     assert (folder / "data.npz").stat().st_size == size
-    told = _kdpipe(folder, "build", "--target", "arm", "--until", "teacher")
+    told = kdpipe("build", "--target", "arm", "--until", "teacher", folder=folder)
     assert told.returncode == 0, told.stderr
     assert "teacher: data changed" in told.stderr
-    assert _states(folder, "arm") == {"keep", "run"}
+    assert _states(kdpipe, folder, "arm") == {"keep", "run"}
 
 
-def _states(folder: Path, target: str) -> set[str]:
-    told = _kdpipe(folder, "plan", "--target", target, "--json")
+def _states(kdpipe: Kdpipe, folder: Path, target: str) -> set[str]:
+    told = kdpipe("plan", "--target", target, "--json", folder=folder)
     assert told.returncode == 0, told.stderr
     return {step["state"] for step in json.loads(told.stdout)["steps"]}
 
 
 @pytest.mark.slow
-def test_budgets_decide_the_exit_code_after_everything_is_written_and_again_from_the_memo(built: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
+def test_budgets_decide_the_exit_code_after_everything_is_written_and_again_from_the_memo(
+    built: tuple[Path, "subprocess.CompletedProcess[str]"], kdpipe: Kdpipe
+) -> None:
     folder, _ = built
     for setting, code, state in (("budgets.size_kb=0.001", 3, "missed"), ("budgets.p90_ms=5", 4, "not checkable")):
         for _ in range(2):
-            told = _kdpipe(folder, "build", "--target", "arm", "--set", setting)
+            told = kdpipe("build", "--target", "arm", "--set", setting, folder=folder)
             assert told.returncode == code, told.stderr
             assert f": {state}" in told.stdout
             assert "bundle arm" in told.stdout
@@ -178,9 +180,9 @@ def test_budgets_decide_the_exit_code_after_everything_is_written_and_again_from
 
 
 @pytest.mark.slow
-def test_json_holds_steps_rows_budgets_and_places(built: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
+def test_json_holds_steps_rows_budgets_and_places(built: tuple[Path, "subprocess.CompletedProcess[str]"], kdpipe: Kdpipe) -> None:
     folder, _ = built
-    told = _kdpipe(folder, "build", "--target", "arm", "--json")
+    told = kdpipe("build", "--target", "arm", "--json", folder=folder)
     assert told.stderr == ""
     printed = json.loads(told.stdout)
     assert [step["state"] for step in printed["steps"]] == ["kept"] * len(printed["steps"])
@@ -191,31 +193,31 @@ def test_json_holds_steps_rows_budgets_and_places(built: tuple[Path, "subprocess
 
 
 @pytest.mark.slow
-def test_a_lost_bundle_is_written_again_and_the_report_command_writes_both(built: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
+def test_a_lost_bundle_is_written_again_and_the_report_command_writes_both(built: tuple[Path, "subprocess.CompletedProcess[str]"], kdpipe: Kdpipe) -> None:
     folder, _ = built
     model = folder / "dist" / "small" / "arm" / "model.onnx"
     before = model.read_bytes()
     shutil.rmtree(folder / "dist")
-    told = _kdpipe(folder, "report", "--target", "arm")
+    told = kdpipe("report", "--target", "arm", folder=folder)
     assert told.returncode == 0, told.stderr
     assert told.stdout == f"{folder / 'dist' / 'small' / 'report.html'}\n"
     assert model.read_bytes() == before
     shutil.rmtree(folder / "dist")
-    assert _kdpipe(folder, "build", "--target", "arm").returncode == 0
+    assert kdpipe("build", "--target", "arm", folder=folder).returncode == 0
     assert model.read_bytes() == before
 
 
 @pytest.mark.slow
 def test_a_flipped_byte_in_the_weights_is_set_aside_and_rebuilt_to_the_same_bits(
-    built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path
+    built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path, kdpipe: Kdpipe
 ) -> None:
     folder = tmp_path / "small"
     shutil.copytree(built[0], folder)
-    teacher = next(step for step in json.loads(_kdpipe(folder, "plan", "--target", "arm", "--json").stdout)["steps"] if step["step"] == "teacher")
+    teacher = next(step for step in json.loads(kdpipe("plan", "--target", "arm", "--json", folder=folder).stdout)["steps"] if step["step"] == "teacher")
     weights = folder / ".kdpipe" / "store" / teacher["fingerprint"] / "weights.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    told = _kdpipe(folder, "build", "--target", "arm")
+    told = kdpipe("build", "--target", "arm", folder=folder)
     assert told.returncode == 0, told.stderr
     assert "teacher: damaged: weights.safetensors; set aside to .kdpipe/damaged/" in told.stderr
     assert weights.read_bytes() == before
@@ -223,8 +225,8 @@ def test_a_flipped_byte_in_the_weights_is_set_aside_and_rebuilt_to_the_same_bits
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupted_build_exits_with_130_and_says_how_to_go_on(fresh: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "kdpipe.pipeline", "build", "--until", "teacher", "--set", "teacher.epochs=500"]
+def test_an_interrupted_build_exits_with_130_and_says_how_to_go_on(fresh: Path, number: signal.Signals, kdpipe: Kdpipe, warm_python: list[str]) -> None:
+    command = [*warm_python, "-m", "kdpipe.pipeline", "build", "--until", "teacher", "--set", "teacher.epochs=500"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=fresh) as process:
         assert process.stderr is not None
         while (line := process.stderr.readline()) and not line.startswith("teacher 2/500: "):  # an epoch is done, and its checkpoint written
@@ -234,7 +236,7 @@ def test_an_interrupted_build_exits_with_130_and_says_how_to_go_on(fresh: Path, 
     assert process.returncode == 130
     assert "stopped in teacher; finished steps are kept: the same command goes on from here" in rest
     assert "Traceback" not in rest
-    assert "goes on where it was interrupted" in _kdpipe(fresh, "plan", "--until", "teacher", "--set", "teacher.epochs=500").stdout
+    assert "goes on where it was interrupted" in kdpipe("plan", "--until", "teacher", "--set", "teacher.epochs=500", folder=fresh).stdout
 
 
 @pytest.fixture
@@ -252,10 +254,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_with_4_and_an_advice(fresh: Path, small_disk: Path) -> None:
+def test_a_full_disk_ends_with_4_and_an_advice(fresh: Path, small_disk: Path, kdpipe: Kdpipe) -> None:
     for path in fresh.iterdir():
         shutil.copy2(path, small_disk)
-    told = _kdpipe(small_disk, "build", "--target", "arm", "--set", 'teacher.network="resnet-20"')
+    told = kdpipe("build", "--target", "arm", "--set", 'teacher.network="resnet-20"', folder=small_disk)
     assert told.returncode == 4, told.stderr
     assert "No space left on device" in told.stderr or "the disk is full" in told.stderr
     assert "finished" in told.stderr
@@ -319,10 +321,10 @@ def test_a_busy_machine_is_told_where_threads_would_wait(threads: int, load: flo
 
 
 @pytest.mark.slow
-def test_the_python_of_the_commands_page_runs(built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
+def test_the_python_of_the_commands_page_runs(built: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path, warm_python: list[str]) -> None:
     shutil.copytree(built[0], tmp_path / "my-project")
     (block,) = re.findall(r"```python\n(.*?)```", COMMANDS_PAGE.read_text(), re.DOTALL)
-    told = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=tmp_path)
+    told = subprocess.run([*warm_python, "-c", block], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stdout.splitlines()[0] == "teacher keep ()"
     assert told.stdout.splitlines()[-1].startswith("0 ")

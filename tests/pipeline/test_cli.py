@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,9 @@ from kdpipe.pipeline.store import Store
 
 COMMANDS = ["init", "advise", "build", "plan", "targets", "doctor", "report", "compare", "samples", "eval", "bench", "verify", "cache", "data", "devices"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "openvino", "pydantic", "rich", "psutil", "matplotlib", "jinja2"}
+
+
+Kdpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _kdpipe(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -33,9 +37,9 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     assert HEAVY.isdisjoint(told.stderr.split())
 
 
-def test_every_option_has_a_help_text() -> None:
+def test_every_option_has_a_help_text(kdpipe: Kdpipe) -> None:
     for command in COMMANDS:
-        told = _kdpipe(command, *{"cache": ["gc"], "data": ["clean"], "devices": ["add"], "targets": ["check"]}.get(command, []), "--help")
+        told = kdpipe(command, *{"cache": ["gc"], "data": ["clean"], "devices": ["add"], "targets": ["check"]}.get(command, []), "--help")
         assert told.returncode == 0
         options = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.startswith("  --")]
         assert options
@@ -65,15 +69,15 @@ def test_a_usage_error_exits_with_2_and_points_to_help(arguments: list[str], mes
 
 
 @pytest.mark.parametrize("command", ["build", "plan", "report"])
-def test_where_there_is_no_project_the_way_to_one_is_shown(command: str, tmp_path: Path) -> None:
-    told = _kdpipe(command, folder=tmp_path)
+def test_where_there_is_no_project_the_way_to_one_is_shown(command: str, tmp_path: Path, kdpipe: Kdpipe) -> None:
+    told = kdpipe(command, folder=tmp_path)
     assert told.returncode == 2
     assert told.stderr == f"error: no kdpipe.toml here\n  at:  {tmp_path}\n  do:  write one with: kdpipe init\n"
     assert told.stdout == ""
 
 
-def test_with_json_an_error_is_one_object_on_stdout_too(tmp_path: Path) -> None:
-    told = _kdpipe("build", "--json", "--project", str(tmp_path / "none"))
+def test_with_json_an_error_is_one_object_on_stdout_too(tmp_path: Path, kdpipe: Kdpipe) -> None:
+    told = kdpipe("build", "--json", "--project", str(tmp_path / "none"))
     assert told.returncode == 2
     assert json.loads(told.stdout)["error"]["exit_code"] == 2
     assert _problem(told) == {"message": "no such folder", "at": str(tmp_path / "none"), "do": "give the folder that holds kdpipe.toml"}
@@ -81,8 +85,8 @@ def test_with_json_an_error_is_one_object_on_stdout_too(tmp_path: Path) -> None:
     assert "Traceback" not in told.stderr
 
 
-def test_debug_adds_the_traceback(tmp_path: Path) -> None:
-    told = _kdpipe("build", "--debug", folder=tmp_path)
+def test_debug_adds_the_traceback(tmp_path: Path, kdpipe: Kdpipe) -> None:
+    told = kdpipe("build", "--debug", folder=tmp_path)
     assert told.returncode == 2
     assert "Traceback" in told.stderr
 
@@ -91,12 +95,12 @@ def test_what_nobody_foresaw_is_a_defect_without_a_traceback(capsys: pytest.Capt
     def command() -> None:
         raise ZeroDivisionError("division by zero")
 
-    assert cli._told(command, as_json=False, debug=False) == 1
+    assert cli.told(command, as_json=False, debug=False) == 1
     told = capsys.readouterr()
     assert (
         told.err == "error: a defect of kdpipe: ZeroDivisionError: division by zero\n  do:  please report it with what the same command prints with --debug\n"
     )
-    assert cli._told(command, as_json=True, debug=True) == 1
+    assert cli.told(command, as_json=True, debug=True) == 1
     told = capsys.readouterr()
     assert "Traceback" in told.err
     assert json.loads(told.out)["error"]["exit_code"] == 1
@@ -106,7 +110,7 @@ def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None
     def command() -> None:
         raise KeyboardInterrupt
 
-    assert cli._told(command, as_json=False, debug=False) == 130
+    assert cli.told(command, as_json=False, debug=False) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -116,61 +120,61 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert "Traceback" not in told.stderr
 
 
-def test_targets_are_listed_and_shown_in_full() -> None:
-    listed = json.loads(_kdpipe("targets", "--json").stdout)["targets"]
+def test_targets_are_listed_and_shown_in_full(kdpipe: Kdpipe) -> None:
+    listed = json.loads(kdpipe("targets", "--json").stdout)["targets"]
     assert [profile["name"] for profile in listed] == ["arm", "arm-a72", "arm-a76", "cpu", "gpu", "npu"]
-    assert json.loads(_kdpipe("targets", "arm", "--json").stdout)["profile"] == listed[0]
-    assert "x86 CPU" in _kdpipe("targets").stdout
+    assert json.loads(kdpipe("targets", "arm", "--json").stdout)["profile"] == listed[0]
+    assert "x86 CPU" in kdpipe("targets").stdout
 
 
-def test_an_unknown_target_is_answered_with_the_nearest() -> None:
-    told = _kdpipe("targets", "amr", "--json")
+def test_an_unknown_target_is_answered_with_the_nearest(kdpipe: Kdpipe) -> None:
+    told = kdpipe("targets", "amr", "--json")
     assert told.returncode == 2
     assert _problem(told)["message"] == "unknown target profile 'amr'"
     assert "did you mean 'arm'?" in _problem(told)["do"]
 
 
-def test_mistakes_in_the_file_reach_the_terminal_all_at_once(tmp_path: Path) -> None:
+def test_mistakes_in_the_file_reach_the_terminal_all_at_once(tmp_path: Path, kdpipe: Kdpipe) -> None:
     (tmp_path / "kdpipe.toml").write_text('[task]\ndata = "digits"\n[teacher]\nepoch = 3\n[distill.attack]\nepsilon = 8.0\n')
-    told = _kdpipe("plan", folder=tmp_path)
+    told = kdpipe("plan", folder=tmp_path)
     assert told.returncode == 2
     assert "error: unknown key 'epoch' in [teacher]\n  at:  kdpipe.toml:4\n  do:  did you mean 'epochs'?" in told.stderr
     assert "error: epsilon = 8 is not in (0, 1] for linf; 8/255 is 0.0314\n  at:  kdpipe.toml:6\n" in told.stderr
 
 
-def test_a_plan_says_how_many_labels_were_made_wrong(tmp_path: Path) -> None:
+def test_a_plan_says_how_many_labels_were_made_wrong(tmp_path: Path, kdpipe: Kdpipe) -> None:
     (tmp_path / "kdpipe.toml").write_text('[task]\ndata = "digits"\n[task.label_noise]\nrate = 0.2\n[targets.cpu]\n')
-    told = _kdpipe("plan", "--until", "teacher", folder=tmp_path).stdout
+    told = kdpipe("plan", "--until", "teacher", folder=tmp_path).stdout
     assert "labels were made noisy on purpose (symmetric noise, rate 0.2): 216 of 1,079 training labels, 36 of 179 validation labels" in " ".join(told.split())
-    as_json = json.loads(_kdpipe("plan", "--until", "teacher", "--json", folder=tmp_path).stdout)
+    as_json = json.loads(kdpipe("plan", "--until", "teacher", "--json", folder=tmp_path).stdout)
     assert as_json["labels"] == {"how": "symmetric noise, rate 0.2", "wrong": {"train": [216, 1079], "validation": [36, 179]}}
 
 
-def test_a_misspelt_key_of_label_noise_is_answered_with_its_line(tmp_path: Path) -> None:
+def test_a_misspelt_key_of_label_noise_is_answered_with_its_line(tmp_path: Path, kdpipe: Kdpipe) -> None:
     (tmp_path / "kdpipe.toml").write_text('[task]\ndata = "digits"\n[task.label_noise]\nrat = 0.2\n')
-    told = _kdpipe("plan", folder=tmp_path)
+    told = kdpipe("plan", folder=tmp_path)
     assert told.returncode == 2
     assert "error: unknown key 'rat' in [task.label_noise]\n  at:  kdpipe.toml:4\n  do:  did you mean 'rate'?" in told.stderr
 
 
-def test_the_cache_is_listed_and_cleaned(project: Path, tiny: ModuleType) -> None:
+def test_the_cache_is_listed_and_cleaned(project: Path, tiny: ModuleType, kdpipe: Kdpipe) -> None:
     run_plan(tiny.plan_of(project, until="teacher"), tiny.STAGES, Store(project), SilentProgress())
-    listed = json.loads(_kdpipe("cache", "ls", "--json", folder=project).stdout)["artifacts"]
+    listed = json.loads(kdpipe("cache", "ls", "--json", folder=project).stdout)["artifacts"]
     assert [(entry["step"], entry["used"]) for entry in listed] == [("teacher", False), ("score-teacher", False)]
-    assert "score-teacher" in _kdpipe("cache", "ls", folder=project).stdout
-    assert "would free" in _kdpipe("cache", "gc", "--dry-run", "--keep-days", "0", folder=project).stdout
-    assert json.loads(_kdpipe("cache", "gc", "--keep-days", "0", "--json", folder=project).stdout)["freed_bytes"] > 0
-    assert json.loads(_kdpipe("cache", "ls", "--json", folder=project).stdout) == {"artifacts": [], "teacher_logits": []}
+    assert "score-teacher" in kdpipe("cache", "ls", folder=project).stdout
+    assert "would free" in kdpipe("cache", "gc", "--dry-run", "--keep-days", "0", folder=project).stdout
+    assert json.loads(kdpipe("cache", "gc", "--keep-days", "0", "--json", folder=project).stdout)["freed_bytes"] > 0
+    assert json.loads(kdpipe("cache", "ls", "--json", folder=project).stdout) == {"artifacts": [], "teacher_logits": []}
 
 
-def test_the_store_is_verified_byte_for_byte(project: Path, tiny: ModuleType) -> None:
+def test_the_store_is_verified_byte_for_byte(project: Path, tiny: ModuleType, kdpipe: Kdpipe) -> None:
     results = run_plan(tiny.plan_of(project, until="teacher"), tiny.STAGES, Store(project), SilentProgress())
-    assert _kdpipe("verify", folder=project).stdout == "2 artifacts, every digest agrees\n"
+    assert kdpipe("verify", folder=project).stdout == "2 artifacts, every digest agrees\n"
     path = results["teacher"].folder / "weights.txt"
     facts, content = path.stat(), path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    told = _kdpipe("verify", "--json", folder=project)
+    told = kdpipe("verify", "--json", folder=project)
     assert told.returncode == 5
     assert _problem(told) == {
         "message": "damaged: weights.txt",

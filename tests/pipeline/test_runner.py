@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -175,8 +174,8 @@ def test_torch_is_deterministic_with_the_plans_threads_meanwhile_and_as_before_a
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
-def _started(project: Path, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, SCRIPT, project], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+def _started(python: list[str], project: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([*python, SCRIPT, project], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
 
 
 def _inside(process: "subprocess.Popen[str]", stage: str) -> None:
@@ -186,8 +185,8 @@ def _inside(process: "subprocess.Popen[str]", stage: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
-def test_a_killed_build_goes_on_where_it_stopped(project: Path, tiny: ModuleType, number: signal.Signals) -> None:
-    with _started(project, TINY_STAGE="distill") as process:
+def test_a_killed_build_goes_on_where_it_stopped(project: Path, tiny: ModuleType, number: signal.Signals, warm_python: list[str]) -> None:
+    with _started(warm_python, project, TINY_STAGE="distill") as process:
         _inside(process, "distill")
         process.send_signal(number)
         _, told = process.communicate(timeout=120)
@@ -201,10 +200,10 @@ def test_a_killed_build_goes_on_where_it_stopped(project: Path, tiny: ModuleType
 
 
 @pytest.mark.slow
-def test_of_two_builds_at_once_the_second_waits_and_finds_the_steps_kept(project: Path, tiny: ModuleType) -> None:
-    with _started(project, TINY_STAGE="distill") as first:
+def test_of_two_builds_at_once_the_second_waits_and_finds_the_steps_kept(project: Path, tiny: ModuleType, warm_python: list[str]) -> None:
+    with _started(warm_python, project, TINY_STAGE="distill") as first:
         _inside(first, "distill")
-        with _started(project) as second:
+        with _started(warm_python, project) as second:
             assert second.stderr is not None
             told = ""
             while "waiting" not in told and (line := second.stderr.readline()):
