@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from kdpipe.pipeline.options import AsJson, Debug
 from kdpipe.pipeline.printing import print_json, print_table
 
 
@@ -14,8 +15,8 @@ def advise(
     goal: Annotated[str, typer.Option("--goal", help="What the file is to be good at: attacks, corruptions or clean.")] = "attacks",
     minutes: Annotated[float | None, typer.Option("--minutes", help="Time for the whole build, in minutes.", show_default="whatever it takes")] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the proposal as kdpipe.toml, where there is none.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Propose objective, attack and schedule for these data, this machine and this much time, with reasons, figures and cost; change nothing."""
     from kdpipe.pipeline.advice import advise as advised

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kdpipe.foundation.errors import ConfigError
+from kdpipe.pipeline.options import AsJson, Debug
 from kdpipe.pipeline.printing import print_json, print_table
 
 _LATENCY_ALONE = ("--device", "--runtime", "--threads", "--batch", "--slower-than", "--limit", "--project", "--data")
@@ -29,8 +30,8 @@ def compare(
     batch: Annotated[int | None, typer.Option("--batch", min=1, max=4096, help="Batch size; a static file has its own.", show_default="1")] = None,
     project: Annotated[Path | None, typer.Option("--project", help="Whose devices and data.", show_default="A's data, devices of this folder")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Other data to run on.", show_default="A's own")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Compare two int8 files on the same samples, with paired 95 % intervals, or with --latency by their speed; exit 3 on a regression."""
     given = (device, runtime, threads, batch, slower_than, limit, project, data)

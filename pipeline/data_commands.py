@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.foundation.errors import BudgetError, ConfigError
+from kdpipe.pipeline.options import AsJson, Debug, Project, Settings
 from kdpipe.pipeline.printing import print_json, print_table, table
 
 if TYPE_CHECKING:
     from kdpipe.tasks.data.inspection.findings import Inspection
 
 data = typer.Typer(help="Check the data for copies, leaks, damage and wrong labels; clean them without touching the original.")
-
-Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key, e.g. project.seed=3; repeat for several.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @data.command("check")

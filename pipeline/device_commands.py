@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.foundation.errors import BudgetError, ConfigError, UnavailableError
+from kdpipe.pipeline.options import AsJson, Debug, Project
 from kdpipe.pipeline.printing import print_json, print_table, table
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 devices = typer.Typer(help="The machines on which files are measured: boards over SSH, emulated CPUs, this host.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The device's name in kdpipe.toml.")]
-Project = Annotated[Path, typer.Option("--project", help="The project's folder, with kdpipe.toml.", show_default="the current folder")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @devices.command("add")

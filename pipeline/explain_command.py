@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdpipe.pipeline.options import AsJson, Debug
 from kdpipe.pipeline.printing import print_json, print_table, table
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def explain(
         Path | None, typer.Option("--inputs", help="Samples to run on, an .npy of float32.", show_default="noise in the contract's range")
     ] = None,
     all_nodes: Annotated[bool, typer.Option("--all-nodes", help="Also the nodes that take less than 1 % of the time.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Explain what a runtime makes of a file: the nodes with their precision, time and traffic, and why int8 is not faster."""
     from kdpipe.pipeline.explaining import explain as run

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdpipe.pipeline.options import AsJson, Debug
 from kdpipe.pipeline.printing import print_json, print_table, table
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ class _Targets(TyperGroup):
 
 targets = typer.Typer(cls=_Targets, help="The target profiles: list them, show one, check a file against them, write your own.", invoke_without_command=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _NAMED = 3  # nodes that one line names
 

@@ -67,7 +67,7 @@ def kdpipe(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Told:
-        code = cli._told(lambda: cli.app(args=list(arguments), prog_name="kdpipe", standalone_mode=False), as_json=False, debug=False)
+        code = cli.told(lambda: cli.app(args=list(arguments), prog_name="kdpipe", standalone_mode=False), as_json=False, debug=False)
         return Told(code, capfd.readouterr().err)
 
     return run

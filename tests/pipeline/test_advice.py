@@ -283,7 +283,7 @@ def test_the_command_prints_the_advice_as_json_and_refuses_no_time_with_2(
     tmp_path: Path, shapes: Path, quick_trial: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> int:
-        return cli._told(lambda: cli.app(args=["advise", str(tmp_path), *arguments], prog_name="kdpipe", standalone_mode=False), as_json=True, debug=False)
+        return cli.told(lambda: cli.app(args=["advise", str(tmp_path), *arguments], prog_name="kdpipe", standalone_mode=False), as_json=True, debug=False)
 
     assert run("--data", str(shapes), "--minutes", "100", "--json") == 0
     told = json.loads(capsys.readouterr().out)

@@ -176,7 +176,7 @@ def test_whatever_goes_wrong_on_a_board_ends_with_4_and_no_number(
     agent_of(AGENT.replace("def main(", SPOILED.replace("WHEN", when).replace("DO", instead) + "\ndef main(", 1))
     monkeypatch.setattr("kdpipe.targets.devices.link.LINE_BYTES", 200_000)
     arguments = ["bench", str(bundle("arm")), "--device", "pi", "--seconds", "0.1"]
-    code = cli._told(lambda: cli.app(args=arguments, standalone_mode=False), as_json=False, debug=False)
+    code = cli.told(lambda: cli.app(args=arguments, standalone_mode=False), as_json=False, debug=False)
     told = capsys.readouterr()
     assert (code, told.out) == (4, "")
     error = told.err[told.err.index("error: ") :]

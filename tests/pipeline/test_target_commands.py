@@ -34,7 +34,7 @@ def kdpipe(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
 
     def run(*arguments: str) -> Told:
         as_json = "--json" in arguments
-        code = cli._told(lambda: cli.app(args=list(arguments), prog_name="kdpipe", standalone_mode=False), as_json=as_json, debug=False)
+        code = cli.told(lambda: cli.app(args=list(arguments), prog_name="kdpipe", standalone_mode=False), as_json=as_json, debug=False)
         return Told(code, *capsys.readouterr())
 
     return run
