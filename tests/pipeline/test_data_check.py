@@ -1,9 +1,8 @@
 """`kdpipe data check` and `kdpipe data clean`, on a project with planted faults."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +19,6 @@ from kdpipe.tasks.data.splits import DataSplits
 from kdpipe.tasks.image_classification import ImageClassification
 
 TOML = '[project]\nname = "planted"\n[task]\ndata = "data.npz"\n'
-
-
-def _kdpipe(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "data", *arguments], capture_output=True, text=True, check=False, cwd=folder)
 
 
 @pytest.fixture
@@ -51,8 +46,8 @@ def _digest(project: Path, **more: str) -> str:
     return ImageClassification.model_validate({"data": "data.npz", **more}).load(project, 0).digest
 
 
-def test_a_check_writes_a_page_keeps_itself_and_says_what_is_serious(project: Path) -> None:
-    told = _kdpipe("check", "--json", "--no-labels", folder=project)
+def test_a_check_writes_a_page_keeps_itself_and_says_what_is_serious(project: Path, kdpipe: Any) -> None:
+    told = kdpipe("data", "check", "--json", "--no-labels", folder=project)
 
     assert told.returncode == 3, told.stderr
     found = json.loads(told.stdout)

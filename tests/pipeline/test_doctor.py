@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,11 +44,12 @@ def test_a_missing_runtime_and_a_store_that_cannot_be_written_are_told(tmp_path:
     assert f"cannot write to {tmp_path / '.kdpipe'}: a build would end with exit code 4" in found.warnings
 
 
-def test_the_command_ends_with_0_and_prints_a_table_or_json(tmp_path: Path) -> None:
-    told = subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "doctor"], capture_output=True, text=True, check=True, cwd=tmp_path)
+def test_the_command_ends_with_0_and_prints_a_table_or_json(tmp_path: Path, kdpipe: Any) -> None:
+    told = kdpipe("doctor", folder=tmp_path)
+    assert told.returncode == 0, told.stderr
     assert "instruction sets" in told.stdout
     assert "target npu" in told.stdout
-    told = subprocess.run([sys.executable, "-m", "kdpipe.pipeline", "doctor", "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    told = kdpipe("doctor", "--json", folder=tmp_path)
     printed = json.loads(told.stdout)
     expected = replace(diagnose(tmp_path), project=".", free_bytes=printed["free_bytes"])
     assert printed["targets"][0]["name"] == expected.targets[0].name

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -187,10 +186,10 @@ def test_a_network_without_gradients_is_searched_and_says_so(tmp_path, monkeypat
     assert "pgd-5: attacks that follow gradients" in {gap.what for gap in result.not_measured}
 
 
-def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path, graph, of_file):
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path, graph, of_file, warm_python):
     path = written(tmp_path, graph)
     arguments = [str(path), "--data", "digits", "--n", "40", "--attacks", "pgd-5", "--epsilon", "0.1", "--corruptions", ""]
-    command = [sys.executable, "-c", _KILLED, *arguments, "--resume", str(tmp_path / "kept")]
+    command = [*warm_python, "-c", _KILLED, *arguments, "--resume", str(tmp_path / "kept")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -3,7 +3,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -152,6 +151,7 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(tiny, inputs, context, 
 
 
 KILLED = """
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +175,7 @@ class Spoken:
     def say(self, message):
         print(message, flush=True)
 
+print(os.getpid(), flush=True)
 folder = Path(sys.argv[1])
 task = ImageClassification(data="digits", augment=({"name": "crop"},))
 data = task.load(folder, seed=0)
@@ -188,22 +189,23 @@ write_history(folder / "out", history)
 
 
 @pytest.mark.slow
-def test_killed_by_the_system_again_and_again_it_ends_in_the_same_files(tmp_path):
+def test_killed_by_the_system_again_and_again_it_ends_in_the_same_files(tmp_path, warm_python):
     script = tmp_path / "train.py"
     script.write_text(KILLED)
 
     def start(folder):
         folder.mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([*warm_python, script, folder], stdout=subprocess.PIPE, text=True)
 
     with start(tmp_path / "whole") as whole:
         assert whole.communicate()[1] is None
     assert whole.returncode == 0
     for lines in (3, 14):  # in the first epoch, after a checkpoint, before the next, …
         with start(tmp_path / "killed") as process:
+            trains = int(process.stdout.readline())
             for _ in range(lines):
                 process.stdout.readline()
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(trains, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
     with start(tmp_path / "killed") as last:
         said = last.communicate()[0]
