@@ -7,6 +7,7 @@ import os
 
 # Before torch is imported: with spinning threads a test that takes a second on an idle machine takes minutes on a busy one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a worker for every core
 
 import getpass
 import shutil

@@ -1,15 +1,21 @@
-"""The main job by the command line on real stages: it ends as it should, whatever is done to it on the way."""
+"""The main job by the command line on real stages: it ends as it should, whatever is done to it on the way, and its files are what they are said to be.
+
+One file, so that one worker builds the project that all compare with.
+"""
 
 import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdpipe.foundation.files import sha256_of
+from kdpipe.targets.instruction_sets import probe
 
 pytestmark = pytest.mark.slow
 
@@ -184,3 +190,58 @@ def test_a_loss_that_turns_nan_stops_and_says_where(project):
     assert result.returncode == 2
     assert "epoch 1" in result.stderr
     assert "learning_rate" in result.stderr
+
+
+@pytest.fixture
+def told(kdpipe):
+    def evaluated(*arguments):
+        result = kdpipe("eval", *map(str, arguments), "--json")
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout)
+
+    return evaluated
+
+
+def test_the_bundles_own_figures_come_again_and_without_its_store_it_is_judged_as_any_file(undisturbed, tmp_path, told):
+    bundle = undisturbed.folder / "dist" / "small" / "cpu"
+    cards = json.loads((bundle / "scorecard.json").read_text())["scorecards"]
+    built = {card["runtime"]: card for card in cards if card["model"] == "int8"}
+    again = told(bundle, "--decision-queries", 0)
+    assert again["kind"] == "bundle"
+    assert again["gradients"] == "replayed from the build's own networks in the project's store: twin, pruned, student, teacher"
+    assert {card["runtime"]: card for card in again["scorecards"]} == built
+    shutil.copytree(bundle, tmp_path / "bundle")
+    alone = told(tmp_path / "bundle", "--decision-queries", 60, "--runtime", "onnxruntime")
+    assert alone["gradients"].startswith("a differentiable twin of the file's graph, straight through rounding")
+    (card,) = alone["scorecards"]
+    assert card["clean"] == built[card["runtime"]]["clean"]
+    assert [attack["crafted_on"][0] for attack in card["attacks"]] == ["twin", "twin", "file", "file"]
+
+
+VARIANTS = '[targets.cpu]\nvariants = ["avx2", "vnni"]\n[targets.cpu.budgets]\nclean_drop = 90\n'
+
+
+def test_variants_are_built_beside_what_is_there_and_ship_in_one_bundle(undisturbed, tmp_path, kdpipe):
+    shutil.copytree(undisturbed.folder, tmp_path / "project")
+    project = replace(undisturbed, folder=tmp_path / "project").replace("[targets.cpu]\n", VARIANTS)
+    exact = bool({"vnni", "aarch64"} & probe())
+    result = project.run("build", "--target", "cpu", "--json")
+    assert result.returncode == (0 if exact else 4), result.stderr[-3000:]
+    told = json.loads(result.stdout)
+    states = {step["step"]: step["state"] for step in told["steps"]}
+    assert {name for name, state in states.items() if state == "built"} == {name for name in states if name.endswith("@cpu-vnni")}
+    assert {verdict["target"]: verdict["state"] for verdict in told["budgets"]} == {"cpu-avx2": "met", "cpu-vnni": "met" if exact else "not checkable"}
+    assert {row["target"] for row in told["rows"]} == {None, "cpu-avx2", "cpu-vnni"}
+    assert [each["target"] for each in told["expectations"]] == ["cpu-avx2", "cpu-vnni"]
+    bundle = project.folder / "dist" / "small" / "cpu"
+    assert told["bundles"] == {"cpu": str(bundle)}
+
+    verified = json.loads(kdpipe("verify", str(bundle), "--json").stdout)
+    assert verified["variants"] == ["vnni", "avx2"]
+    which = json.loads(subprocess.run([sys.executable, str(bundle / "predict.py"), "--which", "--json"], capture_output=True, check=True).stdout)
+    assert which["variant"] == ("vnni" if {"vnni", "avx2"} <= probe() else "avx2")
+    judged = project.run("eval", str(bundle), "--attacks", "", "--corruptions", "", "--json")
+    assert json.loads(judged.stdout)["subject"] == str(bundle / which["variant"])
+    pair = [str(bundle / variant) for variant in ("avx2", "vnni")]
+    compared = kdpipe("compare", *pair, "--margin", "100")
+    assert compared.returncode == 0, compared.stderr
