@@ -11,11 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
 
-from kdpipe.foundation.networks import Network, build_network
+from kdpipe.foundation.networks import InputContract, Network, NetworkSpec, build_network, save_network
 from kdpipe.foundation.randomness import stream
+from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.objectives.objective import Objective, Setting, Step, Teacher
 from kdpipe.stages.stage import Context, Inputs
+from kdpipe.stages.training import train
+from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.tasks.data.splits import DataSplits, Split
 from kdpipe.tasks.image_classification import ImageClassification
 
@@ -97,6 +102,81 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
     """200 training and 100 validation digits; the test split may not be touched."""
     data = ImageClassification(data="digits").load(tmp_path_factory.mktemp("digits"), seed=0)
     return replace(data, train=Part(data.train, 200), validation=Part(data.validation, 100), test=Forbidden())
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split in memory."""
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return self.images[indices]
+
+
+@pytest.fixture(scope="session")
+def four_digits() -> DataSplits:
+    """The digits 0 to 3: 400 for training, 100 for validation, 220 for the test."""
+    digits = load_digits(n_class=4)
+    images, labels = (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
+    splits = [Images(images[part], labels[part]) for part in (slice(0, 400), slice(400, 500), slice(500, 720))]
+    return DataSplits("digits", ("0", "1", "2", "3"), (1, 8, 8), *splits, digest="d" * 64, mean=(0.3,), std=(0.4,))
+
+
+@pytest.fixture(scope="session")
+def reader_of_four(four_digits: DataSplits) -> Network:
+    """A plain CNN after a few epochs, with BatchNorm; about 95 % of the four digits right."""
+    torch.set_num_threads(1)
+    spec = NetworkSpec(
+        factory="kdpipe.tasks.networks.cnn:cnn",
+        arguments={"in_channels": 1, "classes": 4, "image_size": 8, "channels": [8, 16]},
+        contract=InputContract(shape=(1, 8, 8), labels=four_digits.classes),
+        mean=four_digits.mean,
+        std=four_digits.std,
+    )
+    network = build_network(spec, torch.Generator().manual_seed(0))
+    images, labels = torch.from_numpy(four_digits.train.images), torch.from_numpy(four_digits.train.labels)
+    optimizer = torch.optim.Adam(network.module.parameters(), 0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        for chosen in torch.randperm(400, generator=generator).split(50):
+            optimizer.zero_grad()
+            F.cross_entropy(network.module(images[chosen]), labels[chosen]).backward()
+            optimizer.step()
+    network.module.eval()
+    return network
+
+
+@pytest.fixture(scope="session")
+def context_in() -> Callable[[Path], Context]:
+    """`context_in(folder)`: a stage's context there."""
+    return lambda folder: Context(folder=folder, project=folder, seed=0, threads=1, progress=Listener())
+
+
+@pytest.fixture(scope="session")
+def taught(digits: DataSplits, context_in: Callable[[Path], Context], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`taught("resnet-8", {"width": 0.5}, begins="pruned", epochs=8)`: a network trained on the 200 digits from the weights of that random stream, once."""
+    task = ImageClassification(data="digits", augment=())
+    plain = parse_objective("plain", {}, at="test")
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(name: str, arguments: dict[str, Any], *, begins: str, epochs: int) -> Path:
+        key = (name, str(arguments), begins, epochs)
+        if key in made:
+            return made[key]
+        torch.set_num_threads(1)
+        network = build_network(task.network_spec(name, arguments, digits, at="test"), stream(0, begins))
+        config = TrainingConfig(epochs=epochs, batch_size=32)
+        folder = tmp_path_factory.mktemp("taught")
+        train(network, plain, None, Inputs({}, digits, task), config, context_in(folder / "work"), label="pruned")
+        made[key] = save_network(network, folder / "network")
+        return made[key]
+
+    return make
 
 
 @pytest.fixture

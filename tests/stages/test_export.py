@@ -19,10 +19,10 @@ from kdpipe.stages.export import ExportConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.parity import Parity, allowed_disagreements
 from kdpipe.stages.qat import QatConfig
-from kdpipe.stages.training import train
-from kdpipe.stages.training_config import TrainingConfig
+from kdpipe.stages.stage import Inputs
 from kdpipe.targets.profile import load_profile
 from kdpipe.targets.runtimes.runtime import open_session
+from kdpipe.tasks.image_classification import ImageClassification
 
 PLAIN = parse_objective("plain", {}, at="test")
 FAMILIES = {"resnet": ("resnet-8", {"width": 0.5}, 10), "mobilenetv2": ("mobilenetv2-0.1", {}, 53), "cnn": ("cnn-small", {}, 5)}
@@ -33,59 +33,34 @@ EPOCHS = {"resnet": 5, "mobilenetv2": 25, "cnn": 5}
 
 
 @pytest.fixture(scope="session")
-def quantized(digits, tmp_path_factory):
+def quantized(digits, taught, context_in, tmp_path_factory):
     """`quantized("resnet", "cpu")`: the artifacts of prune and qat for a network of that family, briefly trained; each made once."""
-    from kdpipe.stages.stage import Context, Inputs
-    from kdpipe.tasks.image_classification import ImageClassification
-
-    class Silent:
-        def __call__(self, items, label, *, total=None, unit="batch"):
-            return items
-
-        def say(self, message):
-            pass
-
-    task = ImageClassification(data="digits", augment=())
     made: dict[tuple[str, str], dict[str, Path]] = {}
 
     def make(family, target):
-        if (family, target) in made:
-            return made[family, target]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        folder = tmp_path_factory.mktemp(f"{family}-{target}")
-        name, arguments, _ = FAMILIES[family]
-        network = build_network(task.network_spec(name, arguments, digits, at="test"), stream(0, family))
-        context = Context(folder=folder / "work", project=folder, seed=0, threads=1, progress=Silent())
-        train(network, PLAIN, None, Inputs({}, digits, task), TrainingConfig(epochs=EPOCHS[family], batch_size=32), context, label="pruned")
-        pruned = save_network(network, folder / "prune")
-        (folder / "qat").mkdir()
-        inputs = Inputs({"prune": pruned, "teacher": pruned}, digits, task, load_profile(target, at="test"))
-        qat.run(inputs, QatConfig(epochs=1, batch_size=32, objective=PLAIN), replace(context, folder=folder / "qat"))
-        torch.set_num_threads(threads)
-        made[family, target] = {"prune": pruned, "teacher": pruned, "qat": folder / "qat"}
+        if (family, target) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{target}")
+            name, arguments, _ = FAMILIES[family]
+            pruned = taught(name, arguments, begins=family, epochs=EPOCHS[family])
+            (folder / "qat").mkdir()
+            inputs = Inputs({"prune": pruned, "teacher": pruned}, digits, ImageClassification(data="digits", augment=()), load_profile(target, at="test"))
+            qat.run(inputs, QatConfig(epochs=1, batch_size=32, objective=PLAIN), context_in(folder / "qat"))
+            made[family, target] = {"prune": pruned, "teacher": pruned, "qat": folder / "qat"}
         return made[family, target]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def exported(quantized, digits, tmp_path_factory):
+def exported(quantized, digits, context_in, tmp_path_factory):
     """`exported("resnet", "cpu")`: a finished export folder, made once."""
-    from kdpipe.stages.stage import Context, Inputs
-    from kdpipe.tasks.image_classification import ImageClassification
-
-    class Silent:
-        def say(self, message):
-            pass
-
     made: dict[tuple[str, str], Path] = {}
 
     def make(family="cnn", target="cpu"):
         if (family, target) not in made:
             folder = tmp_path_factory.mktemp("export")
             inputs = Inputs(quantized(family, target), digits, ImageClassification(data="digits", augment=()), load_profile(target, at="test"))
-            made[family, target] = export.run(inputs, ExportConfig(), Context(folder=folder, project=folder, seed=0, threads=1, progress=Silent()))
+            made[family, target] = export.run(inputs, ExportConfig(), context_in(folder))
         return made[family, target]
 
     return make

@@ -17,37 +17,15 @@ from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.qat import Outcome, QatConfig
-from kdpipe.stages.training import train
-from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.targets.profile import load_profile
 
 PLAIN = parse_objective("plain", {}, at="test")
 
 
 @pytest.fixture(scope="session")
-def pruned_folder(digits, tmp_path_factory):
+def pruned_folder(taught):
     """A small residual network, trained on the digits until it is right more often than not."""
-    from kdpipe.foundation.networks import build_network
-    from kdpipe.foundation.randomness import stream
-    from kdpipe.stages.stage import Context, Inputs
-    from kdpipe.tasks.image_classification import ImageClassification
-
-    class Silent:
-        def __call__(self, items, label, *, total=None, unit="batch"):
-            return items
-
-        def say(self, message):
-            pass
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    task = ImageClassification(data="digits", augment=())
-    network = build_network(task.network_spec("resnet-8", {"width": 0.5}, digits, at="test"), stream(0, "pruned"))
-    folder = tmp_path_factory.mktemp("pruned")
-    context = Context(folder=folder / "work", project=folder, seed=0, threads=1, progress=Silent())
-    train(network, PLAIN, None, Inputs({}, digits, task), TrainingConfig(epochs=8, batch_size=32), context, label="pruned")
-    torch.set_num_threads(threads)
-    return save_network(network, folder / "network")
+    return taught("resnet-8", {"width": 0.5}, begins="pruned", epochs=8)
 
 
 @pytest.fixture

@@ -1,17 +1,14 @@
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.numpy import load_file
-from sklearn.datasets import load_digits
 
 from kdpipe.foundation.errors import VerificationError
-from kdpipe.foundation.networks import InputContract, NetworkSpec, build_network, load_network, save_network
+from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
 from kdpipe.foundation.quantization.scheme import Scheme
 from kdpipe.robustness.corruption import SETS
@@ -20,23 +17,10 @@ from kdpipe.stages.adversarial_files import read_adversarial
 from kdpipe.stages.judged_examples import Examples
 from kdpipe.stages.score import EvaluateConfig, questions_of, run
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.tasks.data.splits import DataSplits
 
 CONFIG = EvaluateConfig(
     epsilon=0.1, attacks=("fgsm", "pgd-5"), attack_samples=90, curve_samples=40, square_queries=20, square_samples=50, corruption_samples=60
 )
-
-
-@dataclass(frozen=True)
-class Images:
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, indices):
-        return self.images[indices]
 
 
 class Progress:
@@ -56,34 +40,13 @@ def arrays_of(path):
 
 
 @pytest.fixture(scope="module")
-def data():
-    digits = load_digits(n_class=4)
-    images, labels = (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
-    splits = [Images(images[part], labels[part]) for part in (slice(0, 400), slice(400, 500), slice(500, 720))]
-    return DataSplits("digits", ("0", "1", "2", "3"), (1, 8, 8), *splits, digest="d" * 64, mean=(0.3,), std=(0.4,))
+def data(four_digits):
+    return four_digits
 
 
 @pytest.fixture(scope="module")
-def trained(data):
-    """A plain CNN after a few epochs, with BatchNorm; about 95 % right."""
-    torch.set_num_threads(1)
-    spec = NetworkSpec(
-        factory="kdpipe.tasks.networks.cnn:cnn",
-        arguments={"in_channels": 1, "classes": 4, "image_size": 8, "channels": [8, 16]},
-        contract=InputContract(shape=(1, 8, 8), labels=data.classes),
-        mean=data.mean,
-        std=data.std,
-    )
-    network = build_network(spec, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.Adam(network.module.parameters(), 0.01)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        for chosen in torch.randperm(400, generator=generator).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(network.module(torch.from_numpy(data.train.images[chosen])), torch.from_numpy(data.train.labels[chosen])).backward()
-            optimizer.step()
-    network.module.eval()
-    return network
+def trained(reader_of_four):
+    return reader_of_four
 
 
 @pytest.fixture(scope="module")

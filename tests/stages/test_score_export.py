@@ -1,16 +1,13 @@
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.numpy import load_file
-from sklearn.datasets import load_digits
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import write_json
-from kdpipe.foundation.networks import InputContract, Network, NetworkSpec, build_network, save_network
+from kdpipe.foundation.networks import Network, save_network
 from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
 from kdpipe.foundation.quantization.qdq import exportable
@@ -23,7 +20,6 @@ from kdpipe.stages.score import EvaluateConfig
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.targets.profile import RuntimeNeed, load_profile
 from kdpipe.targets.runtimes.runtime import open_session
-from kdpipe.tasks.data.splits import DataSplits
 
 CONFIG = EvaluateConfig(
     epsilon=0.1,
@@ -36,18 +32,6 @@ CONFIG = EvaluateConfig(
     corruption_samples=60,
 )
 TWIN = "the file answers as its twin under attack"
-
-
-@dataclass(frozen=True)
-class Images:
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, indices):
-        return self.images[indices]
 
 
 class Silent:
@@ -64,34 +48,16 @@ def arrays_of(path):
 
 
 @pytest.fixture(scope="module")
-def data():
-    digits = load_digits(n_class=4)
-    images, labels = (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
-    splits = [Images(images[part], labels[part]) for part in (slice(0, 400), slice(400, 500), slice(500, 720))]
-    return DataSplits("digits", ("0", "1", "2", "3"), (1, 8, 8), *splits, digest="d" * 64, mean=(0.3,), std=(0.4,))
+def data(four_digits):
+    return four_digits
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory, data):
+def artifacts(tmp_path_factory, data, reader_of_four):
     """The folders that earlier steps leave: a student, its twin, a coarser twin in the place of post-training quantization, their files and scores."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("artifacts")
-    spec = NetworkSpec(
-        factory="kdpipe.tasks.networks.cnn:cnn",
-        arguments={"in_channels": 1, "classes": 4, "image_size": 8, "channels": [8, 16]},
-        contract=InputContract(shape=(1, 8, 8), labels=data.classes),
-        mean=data.mean,
-        std=data.std,
-    )
-    student = build_network(spec, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.Adam(student.module.parameters(), 0.01)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        for chosen in torch.randperm(400, generator=generator).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(student.module(torch.from_numpy(data.train.images[chosen])), torch.from_numpy(data.train.labels[chosen])).backward()
-            optimizer.step()
-    student.module.eval()
+    student = reader_of_four
+    spec = student.spec
     save_network(student, root / "student")
     (root / "export").mkdir()
     for folder, file, bits in (("qat", "model.onnx", 7), ("qat/ptq", "ptq.onnx", 3)):

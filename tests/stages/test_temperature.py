@@ -11,15 +11,17 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch import nn
 
-from kdpipe.foundation.networks import build_network
+from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.predictor import TorchPredictor
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, prepare
 from kdpipe.foundation.quantization.layers import FrozenLayer
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.randomness import stream
-from kdpipe.stages import export
+from kdpipe.stages import export, qat
 from kdpipe.stages.export import ExportConfig, temperature_of
+from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.parity import Parity
+from kdpipe.stages.qat import QatConfig
 from kdpipe.stages.temperature import fitted, scaled
 from kdpipe.targets.lint import lint
 from kdpipe.targets.profile import load_profile
@@ -122,42 +124,25 @@ def test_a_network_that_ends_otherwise_gets_a_multiplication(digits, profile):
 
 
 @pytest.fixture(scope="session")
-def overconfident(digits, tmp_path_factory):
-    """`overconfident("cpu")`: prune and qat artifacts of a small network that was trained briefly and whose last layer was then made eight times as large."""
-    from kdpipe.foundation.networks import save_network
-    from kdpipe.stages import qat
-    from kdpipe.stages.objectives.configured import parse_objective
-    from kdpipe.stages.qat import QatConfig
-    from kdpipe.stages.stage import Context, Inputs
-    from kdpipe.stages.training import train
-    from kdpipe.stages.training_config import TrainingConfig
-    from kdpipe.tasks.image_classification import ImageClassification
+def too_sure(taught, tmp_path_factory):
+    """A small network that was trained briefly and whose last layer was then made eight times as large."""
+    network = load_network(taught("cnn-small", {}, begins="cnn", epochs=4))
+    last = [module for module in network.module.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.mul_(8)
+        last.bias.mul_(8)
+    return save_network(network, tmp_path_factory.mktemp("too-sure") / "prune")
 
-    class Silent:
-        def __call__(self, items, label, *, total=None, unit="batch"):
-            return items
 
-        def say(self, message):
-            pass
-
-    task, plain, made = ImageClassification(data="digits", augment=()), parse_objective("plain", {}, at="test"), {}
+@pytest.fixture
+def overconfident(too_sure, inputs, context_in, tmp_path):
+    """`overconfident("cpu")`: prune and qat artifacts of that network."""
 
     def make(target):
-        if target not in made:
-            folder = tmp_path_factory.mktemp(f"overconfident-{target}")
-            network = build_network(task.network_spec("cnn-small", {}, digits, at="test"), stream(0, "cnn"))
-            context = Context(folder=folder / "work", project=folder, seed=0, threads=1, progress=Silent())
-            train(network, plain, None, Inputs({}, digits, task), TrainingConfig(epochs=4, batch_size=32), context, label="pruned")
-            last = [module for module in network.module.modules() if isinstance(module, nn.Linear)][-1]
-            with torch.no_grad():
-                last.weight.mul_(8)
-                last.bias.mul_(8)
-            pruned = save_network(network, folder / "prune")
-            (folder / "qat").mkdir()
-            inputs = Inputs({"prune": pruned, "teacher": pruned}, digits, task, load_profile(target, at="test"))
-            qat.run(inputs, QatConfig(epochs=0, objective=plain), replace(context, folder=folder / "qat"))
-            made[target] = {"prune": pruned, "teacher": pruned, "qat": folder / "qat"}
-        return made[target]
+        (tmp_path / "qat").mkdir()
+        given = replace(inputs, artifacts={"prune": too_sure, "teacher": too_sure}, profile=load_profile(target, at="test"))
+        qat.run(given, QatConfig(epochs=0, objective=parse_objective("plain", {}, at="test")), context_in(tmp_path / "qat"))
+        return {"prune": too_sure, "teacher": too_sure, "qat": tmp_path / "qat"}
 
     return make
 
