@@ -39,7 +39,7 @@ SECTIONS = ("project", "task", *STAGE_SECTIONS, "targets", "devices", "budgets")
 FILLED = {
     "teacher": {"name"},
     "prune": {"objective", "teachers", "mixture", "profile", "machine"},
-    "qat": {"objective", "teachers", "mixture", "measured_in"},
+    "qat": {"objective", "teachers", "mixture", "measured_in", "search_attack"},
     "evaluate": {"subject"},
     "bench": {"device"},
 }

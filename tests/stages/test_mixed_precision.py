@@ -5,22 +5,28 @@ import pytest
 import torch
 
 from kdpipe.foundation.errors import ConfigError
-from kdpipe.foundation.networks import load_network, save_network
+from kdpipe.foundation.networks import build_network, load_network, save_network
 from kdpipe.foundation.quantization.layers import FrozenFloatLayer, FrozenLayer
+from kdpipe.foundation.randomness import stream
+from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages import export, qat
 from kdpipe.stages.distill import DistillConfig
 from kdpipe.stages.export import ExportConfig
-from kdpipe.stages.mixed_precision import GIVEN_BACK
+from kdpipe.stages.mixed_precision import GIVEN_BACK, Drop, MixedPrecision
 from kdpipe.stages.objectives.configured import parse_objective
 from kdpipe.stages.parity import Parity
 from kdpipe.stages.qat import Outcome, QatConfig
+from kdpipe.stages.search_attack import SearchAttack
 from kdpipe.stages.stage import Context, Inputs
 from kdpipe.stages.training import train
 from kdpipe.stages.training_config import TrainingConfig
+from kdpipe.stages.validation import rank
 from kdpipe.targets.profile import load_profile
+from kdpipe.tasks.image_classification import ImageClassification
 
 PLAIN = parse_objective("plain", {}, at="test")
 HURT = "body.layer2.0.conv2"
+ROBUST_LIMIT = 75.0
 
 
 class Silent:
@@ -34,10 +40,6 @@ class Silent:
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """A small residual network that reads the digits."""
-    from kdpipe.foundation.networks import build_network
-    from kdpipe.foundation.randomness import stream
-    from kdpipe.tasks.image_classification import ImageClassification
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     task = ImageClassification(data="digits", augment=())
@@ -52,14 +54,7 @@ def trained(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hurt(trained, tmp_path_factory):
     """The same function, but one channel before `HURT` is 3,000 times as large, and its weights as much smaller: 8 bits leave nothing of the others."""
-    network = load_network(trained)
-    block = network.module.get_submodule(HURT.rpartition(".")[0])
-    with torch.no_grad():
-        channel = int(block.bn1.weight.abs().argmax())
-        block.bn1.weight[channel] *= 3000
-        block.bn1.bias[channel] *= 3000
-        block.conv2.weight[:, channel] /= 3000
-    return save_network(network, tmp_path_factory.mktemp("hurt") / "network")
+    return save_network(_with_outlier(load_network(trained), 3000), tmp_path_factory.mktemp("hurt") / "network")
 
 
 def given(inputs, folder, target="cpu", **changed):
@@ -168,7 +163,67 @@ def test_where_fine_tuning_founders_on_the_hurt_layer_the_calibrated_network_is_
     assert told.qat.clean_accuracy < 0.5
     assert (told.kept, told.float_layers) == ("ptq", (HURT,))
     assert told.ptq.clean_accuracy > 0.8
-    assert listener.said[-1].endswith(f'to fine-tune with them in float: [qat] keep_float = ["{HURT}"]')
+    assert listener.said[-1].endswith(f'to fine-tune with them in float: [qat] refine_epochs = 1, or from the start keep_float = ["{HURT}"]')
+    assert told.refined is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [100, 3000], ids=["pays", "founders too"])
+def test_fine_tuned_once_more_with_the_layers_in_float_the_better_is_kept(inputs, trained, context, listener, factor):
+    start = save_network(_with_outlier(load_network(trained), factor), context.folder / "network")
+    asked = config(epochs=1, refine_epochs=1, objective=PLAIN, learning_rate=0.002, frozen_share=0.0)
+    folder = qat.run(given(inputs, start), asked, replace(context, folder=_made(context.folder / "qat")))
+    told = outcome(folder)
+    refined = told.refined
+    assert told.float_layers == refined.trial.float_layers == (HURT,)
+    assert refined.kept == (factor == 100) == (refined.trial.kept_to and rank(refined.validation, "clean") > rank(told.ptq, "clean"))
+    assert (told.kept, told.qat == refined.validation) == (("qat", True) if refined.kept else ("ptq", False))
+    same = (folder / "weights.safetensors").read_bytes() == (folder / "ptq" / "weights.safetensors").read_bytes()
+    assert same != refined.kept
+    assert len(json.loads((folder / "history.json").read_text())["trainings"]) == 2
+    assert listener.said[-1].startswith("fine-tuned with 1 in float: validation ")
+
+
+@pytest.mark.slow
+def test_a_layer_that_costs_robustness_and_not_accuracy_stays_in_float_for_the_budget_under_attack(inputs, context, listener):
+    """Found with both limits; with the clean one alone nothing is wrong."""
+    digits = ImageClassification(data="digits", augment=()).load(context.folder, 0)
+    inputs, network = replace(inputs, data=digits), _robust(digits, context.folder)
+    hurt_a_little = save_network(_with_outlier(network, 100), context.folder / "network")
+    clean = outcome(qat.run(given(inputs, hurt_a_little), config(), replace(context, folder=_made(context.folder / "clean")))).mixed_precision
+    assert (clean.outcome, clean.robust_limit, clean.trials[0].robust) == ("not needed", None, None)
+    attacked = config(keep_float_robust=ROBUST_LIMIT, search_attack=SearchAttack(norm="linf", epsilon=0.1))
+    found = outcome(qat.run(given(inputs, hurt_a_little), attacked, replace(context, folder=_made(context.folder / "attacked")))).mixed_precision
+    assert (found.outcome, found.float_layers) == ("found", (HURT,))
+    first, second = found.trials
+    (before,), (after,) = first.robust.values(), second.robust.values()
+    assert all(drop.high <= found.limit for drop in first.drops.values())  # the clean accuracy is not the reason
+    assert not first.kept_to
+    assert before.low < ROBUST_LIMIT <= after.low
+    assert after.n == min(256, len(digits.validation))
+    assert before.value < found.float_robust.value - 3
+    assert any(f"at least {before.low:.1f} (limit {ROBUST_LIMIT:g})" in line for line in listener.said)
+
+
+@pytest.mark.parametrize(
+    ("stood", "remedy"),
+    [
+        (Figure(value=60.0, low=50.0, high=69.0, n=100), "about 320 attacked samples would show that it is kept: [qat] validation_attack_samples"),
+        (Figure(value=52.0, low=43.0, high=61.0, n=100), "train more robustly, or lower the limit"),
+    ],
+    ids=["too few samples", "too little"],
+)
+def test_a_limit_under_attack_that_the_float_network_misses_says_what_would_help(stood, remedy):
+    none = Drop(value=0.0, low=-1.0, high=1.0)
+    found = MixedPrecision(limit=None, n=100, outcome="out of reach", float_layers=(), float_network=none, trials=(), robust_limit=54.5, float_robust=stood)
+    expected = f"{stood.value:.1f} % right under attack, at least {stood.low:.1f} (n = 100), the limit is 54.5"
+    assert found.told == f"no layer stays in float: even without rounding the network is {expected}; {remedy}"
+
+
+def test_both_limits_are_told_where_no_layer_is_needed():
+    none = Drop(value=0.0, low=-1.0, high=1.0)
+    found = MixedPrecision(limit=2.0, n=100, outcome="not needed", float_layers=(), float_network=none, trials=(), robust_limit=40.0)
+    assert found.told.startswith("no layer has to stay in float for 2 points below the teacher and 40 % under attack on validation")
 
 
 def test_the_listed_layers_are_float_in_training_too(inputs, trained, context):
@@ -191,6 +246,31 @@ def test_a_layer_that_is_not_there_is_told_before_anything_is_trained(inputs):
 def test_the_budget_of_a_search_without_a_search_is_refused():
     with pytest.raises(ValueError, match="keep_float_drop is the budget of keep_float = 'auto'"):
         QatConfig(keep_float_drop=1.0)
+    with pytest.raises(ValueError, match="keep_float_robust is a budget of keep_float = 'auto'"):
+        QatConfig(keep_float_robust=40.0)
+    with pytest.raises(ValueError, match="refine_epochs goes with keep_float = 'auto': layers of a list are in float from the first epoch"):
+        QatConfig(keep_float=("conv1",), refine_epochs=1)
+
+
+def _robust(digits, folder):
+    """A small residual network, trained adversarially."""
+    task = ImageClassification(data="digits", augment=())
+    network = build_network(task.network_spec("resnet-8", {"width": 0.25}, digits, at="test"), stream(0, "mixed"))
+    context = Context(folder=folder / "robust", project=folder, seed=0, threads=1, progress=Silent())
+    objective = parse_objective("at", {"attack": {"epsilon": 0.1, "steps": 5}}, at="test")
+    train(network, objective, None, Inputs({}, digits, task), TrainingConfig(epochs=12, batch_size=32), context, label="robust")
+    return network
+
+
+def _with_outlier(network, factor):
+    """The same function with one channel before `HURT` so many times as large."""
+    block = network.module.get_submodule(HURT.rpartition(".")[0])
+    with torch.no_grad():
+        channel = int(block.bn1.weight.abs().argmax())
+        block.bn1.weight[channel] *= factor
+        block.bn1.bias[channel] *= factor
+        block.conv2.weight[:, channel] /= factor
+    return network
 
 
 def _made(folder):

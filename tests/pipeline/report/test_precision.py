@@ -9,8 +9,11 @@ from kdpipe.pipeline.report.render import render
 from kdpipe.pipeline.results import read_results
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.table import summary_rows
+from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages.mixed_precision import Drop, MixedPrecision, Trial
+from kdpipe.stages.qat import Refined
 from kdpipe.stages.sensitivity import Sensitivity
+from kdpipe.stages.validation import Validation
 
 ORT = "onnxruntime 1.32.0 CPU"
 LAYER = "body.layer2.0.conv2"
@@ -71,6 +74,26 @@ def test_the_search_is_told_with_every_file_and_every_layer(build_folder: Any) -
     assert f"1: {LAYER} 61.0 kB" in text
     assert "All layers quantized: 22.00 %, accuracy 69.0 % (none: 98.0 %)" in text
     assert "21.00 % 70.0 % 0.40 % 97.0 %" in text
+
+
+def test_a_search_under_attack_tells_what_each_file_stands(build_folder: Any) -> None:
+    found = _found()
+    stood = Figure(value=51.0, low=45.2, high=56.8, n=256)
+    trials = (found.trials[0], found.trials[1].model_copy(update={"robust": {ORT: stood}}))
+    asked = {"trials": trials, "robust_limit": 45.0, "attack": "PGD-20, linf, ε = 0.1", "float_robust": stood}
+    text = _text(_written(build_folder, float_layers=[LAYER], mixed_precision=found.model_copy(update=asked).model_dump(mode="json")))
+    assert "limit 1 points and 45 % under attack" in text
+    assert "Under attack (PGD-20, linf, ε = 0.1; on the file's twin and on the network without rounding, replayed on the file)" in text.replace("&#39;", "'")
+    assert f"{ORT}: 51.0 [45.2, 56.8]" in text
+    assert "30.00 [25.00, 35.00] not attacked" in text
+
+
+def test_a_network_that_was_refined_is_told_with_what_became_of_it(build_folder: Any) -> None:
+    found = _found()
+    refined = Refined(validation=Validation(clean_accuracy=0.975, loss=0.1), trial=found.trials[1], kept=True)
+    told = {"mixed_precision": found.model_dump(mode="json"), "refined": refined.model_dump(mode="json")}
+    text = _text(_written(build_folder, float_layers=[LAYER], **told))
+    assert "fine-tuned once more with these layers in float: 97.5 % on validation; kept." in text
 
 
 def test_a_search_that_found_nothing_to_keep_says_so(build_folder: Any) -> None:
