@@ -1,0 +1,68 @@
+"""Part `refine` of `schemes.py`: does fine-tuning once more pay, once the layers that stay in float are known?
+
+A small network on the digits with weights of 3 and 2 bits, fine-tuned before the search as `[qat]` does it. In turn: the search after 2 epochs; the same
+with `refine_epochs = 2`; the search after 4 epochs, which costs as much. Test accuracy of the shipped twins, paired.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from schemes_files import PLAIN, WORK, Printing, changed, trained
+from schemes_mixed import answers, loaded
+
+from kdpipe.foundation.networks import load_network, save_network
+from kdpipe.foundation.predictor import TorchPredictor
+from kdpipe.robustness.intervals import paired_difference
+from kdpipe.stages import qat
+from kdpipe.stages.qat import Outcome, QatConfig
+from kdpipe.stages.stage import Context, Inputs
+from kdpipe.targets.profile import load_profile
+
+WAYS: dict[str, dict[str, int]] = {
+    "2 epochs, search": {"epochs": 2},
+    "2 epochs, search, 2 epochs": {"epochs": 2, "refine_epochs": 2},
+    "4 epochs, search": {"epochs": 4},
+}
+REFINED = "2 epochs, search, 2 epochs"
+SEEDS = 3
+
+
+def refine(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Each way for each width of the weights; `save` takes what is finished."""
+    task, data = loaded("digits")
+    network = trained("digits", "resnet-8", task, data, epochs=15)
+    start = save_network(network, WORK / "refine" / "network")
+    x, labels = data.test.read(np.arange(len(data.test))), data.test.labels
+    rows: list[dict[str, Any]] = []
+    for bits, limit in ((3, 4.0), (2, 8.0)):
+        profile = changed(load_profile("cpu", at="benchmark"), weight_bits=bits)
+        right: dict[str, list[Any]] = {way: [] for way in WAYS}
+        for seed in range(SEEDS):
+            for way, epochs in WAYS.items():
+                context = Context(folder=WORK / "refine" / f"{bits}-{seed}-{len(way)}", project=WORK, seed=seed, threads=1, progress=Printing())
+                context.folder.mkdir(parents=True, exist_ok=True)
+                config = QatConfig(keep_float="auto", keep_float_drop=limit, objective=PLAIN, **epochs)
+                made = qat.run(Inputs({"prune": start, "teacher": start}, data, task, profile), config, context)
+                outcome = Outcome.model_validate_json((made / "quantization.json").read_bytes())
+                right[way].append(answers(TorchPredictor(load_network(made).module), x).argmax(1) == labels)
+                assert outcome.mixed_precision is not None
+                rows.append(
+                    {
+                        "weight_bits": bits,
+                        "seed": seed,
+                        "way": way,
+                        "outcome": outcome.mixed_precision.outcome,
+                        "float_layers": len(outcome.float_layers),
+                        "refined_kept": None if outcome.refined is None else outcome.refined.kept,
+                        "test_accuracy": 100 * float(right[way][-1].mean()),
+                    }
+                )
+                print(rows[-1], flush=True)
+        for way in (it for it in WAYS if it != REFINED):
+            gained = paired_difference(np.concatenate(right[REFINED]), np.concatenate(right[way]))
+            told = {"value": gained.value, "low": gained.low, "high": gained.high, "n": gained.n}
+            rows.append({"weight_bits": bits, "way": f"refined less {way}", **told})
+            print(rows[-1], flush=True)
+        save({"rows": rows})
+    return {"rows": rows}
