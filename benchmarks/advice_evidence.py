@@ -41,7 +41,12 @@ def main() -> int:
 
 def gathered(results: Path) -> dict[str, Any]:
     """The evidence as the value of its model."""
-    value = {"tables": dict(_tables(results / "tables")), "chains": dict(_chains(results)), "noisy": dict(_noisy(results / "noisy"))}
+    value = {
+        "tables": dict(_tables(results / "tables")),
+        "chains": dict(_chains(results)),
+        "noisy": dict(_noisy(results / "noisy")),
+        "foretold": _foretold(results),
+    }
     Evidence.model_validate(value)
     return value
 
@@ -142,6 +147,11 @@ def _chains(results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 "bench_seconds": seconds["bench@cpu"],
             },
         )
+
+
+def _foretold(results: Path) -> dict[str, dict[str, float]]:
+    parts = json.loads((results / "figures" / "advice-cost.json").read_text())["parts"]
+    return {re.sub(r"\W+", "-", name): {key: round(seconds, 1) for key, seconds in part.items()} for name, part in parts.items()}
 
 
 def _noisy(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -92,6 +92,15 @@ class Chain(BaseModel, extra="forbid", frozen=True):
     bench_seconds: float
 
 
+class Foretold(BaseModel, extra="forbid", frozen=True):
+    """A part of a proposed build, in seconds: as `kdpipe advise` foretold it, and what it took."""
+
+    low: float
+    likely: float
+    high: float
+    took: float
+
+
 class NoisyLabels(BaseModel, extra="forbid", frozen=True):
     """Students trained on labels of which the share `wrong` is wrong: method to clean test accuracy, and to how much it is ahead of `plain` (paired)."""
 
@@ -101,11 +110,12 @@ class NoisyLabels(BaseModel, extra="forbid", frozen=True):
 
 
 class Evidence(BaseModel, extra="forbid", frozen=True):
-    """All of it, by data set, by whole build, by set of wrong labels."""
+    """All of it, by data set, by whole build, by set of wrong labels; and by part of the one build that was advised first and then built."""
 
     tables: dict[str, Table] = Field(default_factory=dict)
     chains: dict[str, Chain] = Field(default_factory=dict)
     noisy: dict[str, NoisyLabels] = Field(default_factory=dict)
+    foretold: dict[str, Foretold] = Field(default_factory=dict)
 
     def table_for(self, shape: tuple[int, ...], criterion: Criterion) -> tuple[str, Table] | None:
         """The table whose images are most like these, of those that measured `criterion`: the same kind of colour first. None where there is none, and
