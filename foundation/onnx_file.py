@@ -24,7 +24,6 @@ OUTPUT_NAME = "logits"
 
 _PRODUCER = "kdpipe"
 _SHORT = {"DequantizeLinear": "dq", "QuantizeLinear": "q"}  # names are a tenth of a small file
-_log = logging.getLogger(__name__)
 
 
 def to_onnx(module: nn.Module, sample_shape: Sequence[int], *, opset: int, static_batch: int | None) -> ModelProto:

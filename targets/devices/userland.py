@@ -67,12 +67,6 @@ def prepare(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
     return digests
 
 
-def digests_of(folder: Path) -> dict[str, str]:
-    """What the userland was made of; empty where it was made by hand."""
-    path = folder / LIST
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
 def _packages(state: Path, destination: Path) -> dict[str, str]:
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True)

@@ -1,6 +1,5 @@
 """An ONNX file as the rules read it: checked before anything is believed, functions inlined, large data left on the disk."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
 
 from kdpipe.foundation.errors import ConfigError, VerificationError
-
-_log = logging.getLogger(__name__)
 
 
 def read_onnx_file(path: Path) -> Any:
