@@ -4,7 +4,7 @@
     python benchmarks/schemes.py speed                       latency of each kind of file against float, batch 1, one thread: three networks, two runtimes
     python benchmarks/schemes.py arm                         the same files on emulated Cortex-A72 and A76: agreement with the twin
     python benchmarks/schemes.py mixed                       digits, Fashion-MNIST, CIFAR-10: the layers that have to stay in float, where any has to
-    python benchmarks/schemes.py refine                      digits, weights of 3 and 2 bits: fine-tuning once more with the layers that were found in float
+    python benchmarks/schemes.py refine                      digits: fine-tuning once more with the layers that were found in float
 
 Each leaves its part of `benchmarks/results/figures/schemes.json`, of which `schemes_section.py` makes the section of docs/results.md. Networks are trained
 once, in `benchmarks/.work/schemes`, where finished cases of `mixed` and `arm` are kept as well. Run `speed` on a quiet machine.

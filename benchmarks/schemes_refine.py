@@ -1,15 +1,16 @@
 """Part `refine` of `schemes.py`: does fine-tuning once more pay, once the layers that stay in float are known?
 
-A small network on the digits with weights of 3 and 2 bits, fine-tuned before the search as `[qat]` does it. In turn: the search after 2 epochs; the same
+`resnet-8` on the digits, hurt by a large channel or by few bits, fine-tuned before the search as `[qat]` does it. In turn: the search after 2 epochs; the same
 with `refine_epochs = 2`; the search after 4 epochs, which costs as much. Test accuracy of the shipped twins, paired.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from schemes_files import PLAIN, WORK, Printing, changed, trained
-from schemes_mixed import answers, loaded
+from schemes_files import PLAIN, WORK, Printing, changed
+from schemes_mixed import Maker, answers, digits_resnet, folder_name, loaded, with_outlier
 
 from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.predictor import TorchPredictor
@@ -26,22 +27,27 @@ WAYS: dict[str, dict[str, int]] = {
 }
 REFINED = "2 epochs, search, 2 epochs"
 SEEDS = 3
+CASES: Mapping[str, tuple[Maker, Mapping[str, Any], float]] = {
+    "one channel 300 times as large": (lambda task, data: with_outlier(digits_resnet(task, data), "body.layer2.0", 300), {}, 3.0),
+    "3-bit weights": (digits_resnet, {"weight_bits": 3}, 2.5),
+}
+"""How the network is hurt, how the scheme is changed, and the limit of the search."""
 
 
 def refine(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Each way for each width of the weights; `save` takes what is finished."""
+    """Each way for each case; `save` takes what is finished."""
     task, data = loaded("digits")
-    network = trained("digits", "resnet-8", task, data, epochs=15)
-    start = save_network(network, WORK / "refine" / "network")
     x, labels = data.test.read(np.arange(len(data.test))), data.test.labels
     rows: list[dict[str, Any]] = []
-    for bits, limit in ((3, 4.0), (2, 8.0)):
-        profile = changed(load_profile("cpu", at="benchmark"), weight_bits=bits)
+    for case, (maker, scheme, limit) in CASES.items():
+        start = save_network(maker(task, data), WORK / "refine" / "network")
+        profile = changed(load_profile("cpu", at="benchmark"), **scheme)
         right: dict[str, list[Any]] = {way: [] for way in WAYS}
         for seed in range(SEEDS):
             for way, epochs in WAYS.items():
-                context = Context(folder=WORK / "refine" / f"{bits}-{seed}-{len(way)}", project=WORK, seed=seed, threads=1, progress=Printing())
-                context.folder.mkdir(parents=True, exist_ok=True)
+                context = Context(folder=WORK / "refine" / folder_name(f"{case}-{seed}-{way}"), project=WORK, seed=seed, threads=1, progress=Printing())
+                shutil.rmtree(context.folder, ignore_errors=True)
+                context.folder.mkdir(parents=True)
                 config = QatConfig(keep_float="auto", keep_float_drop=limit, objective=PLAIN, **epochs)
                 made = qat.run(Inputs({"prune": start, "teacher": start}, data, task, profile), config, context)
                 outcome = Outcome.model_validate_json((made / "quantization.json").read_bytes())
@@ -49,7 +55,7 @@ def refine(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
                 assert outcome.mixed_precision is not None
                 rows.append(
                     {
-                        "weight_bits": bits,
+                        "case": case,
                         "seed": seed,
                         "way": way,
                         "outcome": outcome.mixed_precision.outcome,
@@ -62,7 +68,7 @@ def refine(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         for way in (it for it in WAYS if it != REFINED):
             gained = paired_difference(np.concatenate(right[REFINED]), np.concatenate(right[way]))
             told = {"value": gained.value, "low": gained.low, "high": gained.high, "n": gained.n}
-            rows.append({"weight_bits": bits, "way": f"refined less {way}", **told})
+            rows.append({"case": case, "way": f"refined less {way}", **told})
             print(rows[-1], flush=True)
         save({"rows": rows})
     return {"rows": rows}
