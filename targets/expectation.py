@@ -7,6 +7,7 @@ expectation says so, and gives no figure.
 import functools
 import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,13 +90,19 @@ def expected(target: str, profile: Profile, chip: Chip, cost: Cost | None) -> Ex
     ratios: dict[str, float] = {}
     if cost is not None and outlook != "not known":
         gains = _gains(profile, chip, cost)
-        by_size = _outlook_of(gains)
+        by_size = outlook_of(gains.values())
         reasons.append(_size_told(cost, by_size, measured_elsewhere=profile.architecture == "aarch64"))
         outlook = max(outlook, by_size, key=_ORDER.index)
         ratios = gains if figures_are_known else {}
     if chip.no_latency is not None:
         reasons.append("latency is not measured there")
     return Expectation(target, chip.name, outlook, ratios, tuple(reasons))
+
+
+def outlook_of(ratios: Iterable[float]) -> Outlook:
+    """What int8 time over float time in several runtimes comes to: by the one that gains least."""
+    worst = max(ratios, default=0.0)
+    return "faster" if worst <= FASTER else "a little faster" if worst < EQUAL else "not faster"
 
 
 _VERDICTS = {"not known": "whether int8 will be faster is not known", "not faster": "int8 is not expected to be faster than float"}
@@ -153,12 +160,6 @@ def _gains(profile: Profile, chip: Chip, cost: Cost) -> dict[str, float]:
     gains = {runtime: (1 - share) * getattr(low, runtime) + share * getattr(high, runtime) for runtime in runtimes}
     lacks_vnni = profile.architecture == "x86-64" and chip.instruction_sets is not None and chip.instruction_sets.isdisjoint(profile.instruction_sets.fast_on)
     return {runtime: min(ratio * WITHOUT_VNNI, max(ratio, 1.0)) for runtime, ratio in gains.items()} if lacks_vnni else gains
-
-
-def _outlook_of(ratios: dict[str, float]) -> Outlook:
-    """By the runtime that gains least."""
-    worst = max(ratios.values(), default=0.0)
-    return "faster" if worst <= FASTER else "a little faster" if worst < EQUAL else "not faster"
 
 
 def _size_told(cost: Cost, outlook: Outlook, *, measured_elsewhere: bool) -> str:

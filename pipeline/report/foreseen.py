@@ -6,7 +6,7 @@ from typing import Any
 
 from kdpipe.pipeline.results import TargetResults
 from kdpipe.pipeline.steps import BuildResult
-from kdpipe.targets.expectation import EQUAL, FASTER, Expectation
+from kdpipe.targets.expectation import Expectation, outlook_of
 from kdpipe.targets.measurements import Latency
 
 
@@ -46,8 +46,8 @@ def _ratio(latency: Latency) -> str:
 
 
 def _agrees(expectation: Expectation, ratios: Mapping[str, Latency]) -> bool | None:
-    """By the runtime that gains least, as the expectation goes; None where nothing was claimed."""
+    """None where nothing was claimed."""
     if expectation.outlook == "not known":
         return None
-    worst = max(it.ratio_to_float.value_ms for it in ratios.values() if it.ratio_to_float is not None and it.ratio_to_float.value_ms is not None)
-    return expectation.outlook == ("faster" if worst <= FASTER else "a little faster" if worst < EQUAL else "not faster")
+    measured = (it.ratio_to_float.value_ms for it in ratios.values() if it.ratio_to_float is not None and it.ratio_to_float.value_ms is not None)
+    return expectation.outlook == outlook_of(measured)
