@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.device_records import keep, record_of
-from kdpipe.pipeline.device_sections import read_devices
+from kdpipe.pipeline.device_sections import HOST, read_devices
 from kdpipe.pipeline.device_setup import require_device, seen_now_from
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
@@ -35,7 +35,6 @@ from kdpipe.targets.measurements import Conditions, DeviceFacts, Energy, Latency
 from kdpipe.targets.profile import Profile, RuntimeNeed
 from kdpipe.targets.runtimes.runtime import session_name
 
-HOST = "host"
 MODEL_FILE = "model.onnx"
 
 _AGAIN = "\0again"  # the first bundle once more: what equal files differ by; no folder has such a name
@@ -164,6 +163,7 @@ def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
     bundles that cannot be compared or a device that is not there, UnavailableError where a device is not reached or cannot be believed.
     """
     bundles = [folder for bundle in bundles for folder in expanded(bundle)]
+    _require_bundles(bundles)
     basis = basis_of(bundles[0], BasisAsked(project=asked.project, data=asked.data))
     chosen = _bundles(bundles, basis)
     project = asked.project or basis.project or Path()
@@ -195,22 +195,27 @@ def bench(bundles: Sequence[Path], asked: Asked, progress: Progress) -> Benched:
     )
 
 
-def _bundles(folders: Sequence[Path], basis: Basis) -> list[_Bundle]:
-    """The bundles, under names that tell them apart. ConfigError where one is none, or was judged on other data than the first."""
-    made, seen = [], set()
+def _require_bundles(folders: Sequence[Path]) -> None:
     for folder in folders:
         if not (folder / MANIFEST_FILE).is_file():
-            raise ConfigError("no bundle here", at=folder, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET")
+            raise ConfigError(
+                "no bundle here", at=folder, do="name a folder that kdpipe build wrote: dist/PROJECT/TARGET; of two files: kdpipe compare --latency"
+            )
+
+
+def _bundles(folders: Sequence[Path], basis: Basis) -> list[_Bundle]:
+    """The bundles, under names that tell them apart. ConfigError where one was judged on other data than the first."""
+    made: list[_Bundle] = []
+    for number, folder in enumerate(folders):
+        if folder.resolve() in (other.resolve() for other in folders[:number]):
+            raise ConfigError("the same bundle twice", at=folder, do="name it once; the first one is measured twice by itself")
         bundle = read_bundle(folder)
         if basis.bundle is not None and bundle.data != basis.bundle.data:
             raise ConfigError("it was built on other data than the first bundle", at=folder, do="measure it by itself")
         profile = Profile.model_validate(bundle.values["targets"][bundle.target]["profile"])
         name = f"{bundle.project}/{bundle.target}"
-        name = name if name not in seen else str(folder)
-        if name in seen:
-            raise ConfigError("the same bundle twice", at=folder, do="name it once; the first one is measured twice by itself")
-        seen.add(name)
-        made.append(_Bundle(name, folder / MODEL_FILE, profile))
+        taken = any(other.name == name for other in made)  # of a build elsewhere
+        made.append(_Bundle(str(folder) if taken else name, folder / MODEL_FILE, profile))
     return made
 
 

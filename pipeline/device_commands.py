@@ -158,19 +158,20 @@ def bench(
         str, typer.Option("--mode", help="single-stream: the latency of each run; throughput: samples a second of several callers.")
     ] = "single-stream",
     streams: Annotated[int | None, typer.Option("--streams", min=1, max=1024, help="Callers at a time.", show_default="cores by threads")] = None,
-    max_spread: Annotated[float | None, typer.Option("--max-spread", help="Percentage points that the accuracies of one file may lie apart.")] = None,
+    max_spread: Annotated[float | None, typer.Option("--max-spread", min=0, help="Percentage points that the accuracies of one file may lie apart.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure bundles on devices: accuracy on the whole test split, latency, start, memory, energy; exit 3 beyond --max-spread."""
+    if mode not in ("single-stream", "throughput"):
+        started = "; single-stream measures the cold start too" if mode == "cold-start" else ""
+        raise ConfigError(f"unknown mode {mode!r}", at="--mode", do=f"name single-stream or throughput{started}")
+    if streams is not None and mode != "throughput":
+        raise ConfigError("several callers at a time have no latency that is one caller's", at="--streams", do="add --mode throughput, or leave it out")
     from kdpipe.pipeline.benching import Asked
     from kdpipe.pipeline.benching import bench as run
     from kdpipe.pipeline.progress import progress_for
 
-    if mode not in ("single-stream", "throughput"):
-        raise ConfigError(f"unknown mode {mode!r}", at="--mode", do="name single-stream or throughput")
-    if streams is not None and mode != "throughput":
-        raise ConfigError("several callers at a time have no latency that is one caller's", at="--streams", do="add --mode throughput, or leave it out")
     asked = Asked(tuple(device or ("host",)), project, data, seconds, batch, threads, "throughput" if mode == "throughput" else "single-stream", streams)
     with progress_for(as_json=as_json) as progress:
         result = run(bundles, asked, progress)

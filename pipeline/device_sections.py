@@ -17,6 +17,7 @@ from kdpipe.targets.devices.device import Settings as DeviceSettings
 
 FILE = "kdpipe.toml"
 DEFAULT_DEVICE = "local"
+HOST = "host"  # how a command names the machine that it runs on
 DEFAULT_TARGET = "cpu"
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LONGEST_NAME = 100

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
-from kdpipe.pipeline.device_sections import FILE, device_model, read_devices
+from kdpipe.pipeline.device_sections import FILE, HOST, device_model, read_devices
 from kdpipe.pipeline.variants import AUTO, implied_by
 from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
+from kdpipe.targets.devices.local import Local
 from kdpipe.targets.devices.ssh import KNOWN_HOSTS, SshDevice, fingerprint
 from kdpipe.targets.devices.userland import PYTHON, cache_folder, prepare
 from kdpipe.targets.instruction_sets import ARCHITECTURES
@@ -87,8 +88,7 @@ def remove(project: Path, name: str) -> None:
     """Take the device out of the file, with its pinned key and its record. ConfigError where there is none, or a target still names it."""
     path = _toml(project)
     settings = require_device(project, name)
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    users = [target for target, table in values.get("targets", {}).items() if table.get("device") == name or name in table.get("accuracy_on", ())]
+    users = [target for target, table in _targets(project).items() if name == table.get("device") or name in _judges(table)]
     if users:
         raise ConfigError(f"device {name!r} is in use", at=path, do=f"take it out of {', '.join(f'[targets.{target}]' for target in users)} first")
     write_text(path, without_section(path.read_text(encoding="utf-8"), name, at=path))
@@ -99,10 +99,11 @@ def remove(project: Path, name: str) -> None:
 
 
 def probe(project: Path, name: str) -> Seen:
-    """The device now, and what changed since it was last reached; the record is written anew."""
-    settings = require_device(project, name)
+    """The device now, and what changed since it was last reached; the record is written anew. `host`: this machine, of which none is kept."""
+    settings = _device_or_host(project, name)
     seen = seen_now(project, name, settings)
-    keep(project, name, settings, seen.facts)
+    if name in read_devices(project):
+        keep(project, name, settings, seen.facts)
     return seen
 
 
@@ -136,9 +137,14 @@ def require_device(project: Path, name: str) -> Settings:
     return devices[name]
 
 
+def _device_or_host(project: Path, name: str) -> Settings:
+    """The device's section; for `host`, where no device is called so, this machine."""
+    return Local() if name == HOST and HOST not in read_devices(project) else require_device(project, name)
+
+
 def examine(project: Path, name: str) -> Iterator[Check]:
     """Everything a measurement needs, in the order in which it is needed; ends at the first thing without which nothing further can be told."""
-    settings = require_device(project, name)
+    settings = _device_or_host(project, name)
     device = settings.device(name, project)
     try:
         if isinstance(device, SshDevice):
@@ -248,6 +254,9 @@ def _make_ready(settings: Emulated, project: Path, *, replace: bool, say: Callab
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> Settings:
+    host, colon, port = str(given.get("host", "")).partition(":")
+    if colon and port.isdecimal():
+        raise ConfigError(f"--host {host}:{port}: the port stands apart", at=f"kdpipe devices add {name}", do=f"--host {host} --port {port}")
     model = device_model(str(given["kind"]), at="--kind")
     try:
         built: Any = model.model_validate(given)
@@ -256,8 +265,12 @@ def _settings(name: str, given: Mapping[str, Any]) -> Settings:
         key = str(details["loc"][0]) if details["loc"] else "kind"
         option = f"--{key.replace('_', '-')}"
         known = ", ".join(f"--{field.replace('_', '-')}" for field in model.model_fields if field != "kind")
+        kind = str(given["kind"])
+        unknown = f"a device of the kind {kind} takes no {option}" if details["type"] == "extra_forbidden" else None
         raise ConfigError(
-            f"{option}: {details['msg'].removeprefix('Value error, ')}", at=f"kdpipe devices add {name}", do=f"options of a device of this kind: {known}"
+            unknown or f"{option}: {details['msg'].removeprefix('Value error, ')}",
+            at=f"kdpipe devices add {name}",
+            do=f"options of a device of this kind: {known}",
         ) from error
     assert isinstance(built, BaseModel)
     settings: Settings = built  # type: ignore[assignment]  # device_model has looked for what a Settings needs
@@ -299,8 +312,9 @@ def _keeper_checks(device: SshDevice) -> Iterator[Check]:
 
 def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Check]:
     found = False
-    for target, table in tomllib.loads(_toml(project).read_text(encoding="utf-8")).get("targets", {}).items():
-        if table.get("device") != name and name not in table.get("accuracy_on", ()):
+    here = name == HOST and HOST not in read_devices(project)
+    for target, table in (_targets(project) if (project / FILE).is_file() or not here else {}).items():
+        if table.get("device", HOST if here else None) != name and name not in _judges(table):
             continue
         named, own = implied_by(target) or (target, None)
         wanted = str(table.get("profile") or named)
@@ -323,7 +337,8 @@ def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Ch
         runtimes = {key: version for key, version in facts.runtimes.items() if key not in ("python", "numpy")}
         told = ", ".join(f"{key} {version}" for key, version in runtimes.items()) or "none is installed"
         yield Check("runtimes", bool(runtimes), told, None if runtimes else "in the device's Python: python -m pip install onnxruntime")
-        yield Check("used", None, "no target names it", f'below [targets.{likely_target(facts)}] write device = "{name}"')
+        if not here:
+            yield Check("used", None, "no target names it", f'below [targets.{likely_target(facts)}] write device = "{name}"')
 
 
 def _machine_checks(device: Device, facts: DeviceFacts) -> Iterator[Check]:
@@ -342,6 +357,18 @@ def _machine_checks(device: Device, facts: DeviceFacts) -> Iterator[Check]:
             f"{facts.temperature_celsius:.0f} °C",
             None if cool else "let it cool, or cool it: a hot chip slows itself down",
         )
+
+
+def _targets(project: Path) -> dict[str, Mapping[str, Any]]:
+    """The sections of `[targets]` that are tables; what else is wrong with them is told by a build."""
+    tables = tomllib.loads(_toml(project).read_text(encoding="utf-8")).get("targets", {})
+    return {name: table for name, table in tables.items() if isinstance(table, Mapping)} if isinstance(tables, Mapping) else {}
+
+
+def _judges(table: Mapping[str, Any]) -> Sequence[Any]:
+    """What `accuracy_on` names."""
+    named = table.get("accuracy_on", ())
+    return named if isinstance(named, list) else ()
 
 
 def _toml(project: Path) -> Path:

@@ -15,7 +15,8 @@ from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.onnx_file import read_onnx
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
-from kdpipe.pipeline.benching import HOST, MODEL_FILE, device_named, tell_changes
+from kdpipe.pipeline.benching import MODEL_FILE, device_named, tell_changes
+from kdpipe.pipeline.device_sections import HOST
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import basis_of, read_bundle
 from kdpipe.pipeline.manifest import MANIFEST_FILE

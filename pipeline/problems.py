@@ -189,7 +189,7 @@ def _problem(place: KeyPath, details: list[ErrorDetails], model: type[BaseModel]
         return Problem(f"{written} is not one of {one_of}", source.at(path), f'did you mean "{near[0]}"?' if near else _advice(field) or "choose one of them")
     if needed:
         return Problem(f"{written}: {' or '.join(needed)} is needed", source.at(path), _advice(field) or "correct the value")
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = f"at least {told['min_length']} is needed" if first["type"] == "too_short" else first["msg"].removeprefix("Value error, ")
     blamed = reason.partition(" = ")[0]  # a check of the whole table that blames one key: `epsilon = 8 is not in …`
     if isinstance(first["input"], Mapping) and blamed in first["input"]:
         return Problem(reason, source.at((*path, blamed)), _advice(_owner(model, (*place, blamed), section)[1]) or "correct it")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from kdpipe.foundation.errors import ConfigError, Problem
 from kdpipe.foundation.quantization.scheme import STATIC, Kind
 from kdpipe.pipeline.budgets import Budgets
-from kdpipe.pipeline.device_sections import DEFAULT_TARGET, FOLDER_NAME, FOLDER_NAME_RULE, LONGEST_NAME, tables_of
+from kdpipe.pipeline.device_sections import DEFAULT_TARGET, FOLDER_NAME, FOLDER_NAME_RULE, HOST, LONGEST_NAME, tables_of
 from kdpipe.pipeline.problems import Section, checked, placed
 from kdpipe.pipeline.toml_source import KeyPath, TomlSource
 from kdpipe.pipeline.variants import AUTO, implied_by
@@ -137,7 +137,8 @@ def _of_section(sections: _Sections, name: str, table: Any) -> tuple[dict[str, T
     try:
         profile = load_profile(own_profile or wanted, at=source.at((*path, "profile")), variant=variant, scheme=config.scheme)
     except ConfigError as error:
-        return {}, [placed(problem, section) for problem in error.problems]
+        named = [Problem(it.message, source.at((*path, "variant")), it.do) if it.at == "variant" else it for it in error.problems]
+        return {}, [placed(problem, section) for problem in named]
     own = {key: value for key, value in config.budgets.model_dump().items() if value is not None}
     budgets = sections.shared.model_copy(update=own)
     target = Target(name, profile, own_profile, variant, config.device, budgets, config.accuracy_on, auto=config.variant == AUTO)
@@ -163,7 +164,8 @@ def _unknown_devices(config: TargetConfig, path: KeyPath, sections: _Sections) -
     for key, named in (("device", [config.device] if config.device is not None else []), ("accuracy_on", config.accuracy_on)):
         for unknown in (device for device in named if device not in devices):
             near = difflib.get_close_matches(unknown, devices, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"write [devices.{unknown}]; devices: {', '.join(devices) or 'none yet'}"
+            missing = "this host needs no name: leave it out; other" if unknown == HOST else f"write [devices.{unknown}];"
+            advice = f"did you mean {near[0]!r}?" if near else f"{missing} devices: {', '.join(devices) or 'none yet'}"
             yield Problem(f"unknown device {unknown!r}", sections.source.at((*path, key)), advice)
 
 

@@ -16,6 +16,8 @@ from kdpipe.foundation.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
 
+MOST_BYTES = 1_000_000  # of a configuration: what is larger was given by mistake, and tomllib takes its time
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SCALAR = re.compile(r"[^,\]}\n#]*")
@@ -75,6 +77,9 @@ class TomlSource:
 def read_toml(path: Path) -> TomlSource:
     """The file at `path`; ConfigError with the line when it is not UTF-8 or not TOML."""
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ConfigError(f"the file has {size / 1e6:,.1f} MB, a configuration has at most {MOST_BYTES / 1e6:g}", at=path, do="check that it is the one")
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", at=path, do="check the path and its permissions") from error
@@ -93,6 +98,8 @@ def parse_toml(text: str, name: str) -> TomlSource:
     except tomllib.TOMLDecodeError as error:
         what, line = _syntax_error(str(error), text)
         raise ConfigError(f"not valid TOML: {what}", at=f"{name}:{line}", do=_syntax_advice(text, line)) from error
+    except (ValueError, RecursionError) as error:  # tomllib lets through what Python says of a number with thousands of digits, or of brackets within brackets
+        raise ConfigError("not usable TOML: a number of thousands of digits, or thousands of nested brackets", at=name, do="write it plainer") from error
     return TomlSource(name, values, _Scanner(text.replace("\r\n", "\n")).lines)
 
 

@@ -24,6 +24,7 @@ from kdpipe.targets.instruction_sets import NAMES, probe
 
 SHIPPED = "kdpipe.targets.profiles"
 DEFAULT_VARIANT = "default"
+MOST_BYTES = 1_000_000  # of a profile: what is larger was given by mistake, and tomllib takes its time
 
 DeviceClass = Literal["x86-cpu", "arm-cpu", "nvidia-gpu", "intel-npu"]
 _ARCHITECTURE = {"x86-cpu": "x86-64", "arm-cpu": "aarch64"}  # those that a host's CPU can be
@@ -246,13 +247,23 @@ def load_profile(name_or_path: str | Path, *, at: str, variant: str | None = Non
     if scheme is not None:
         keys = _of_kind(keys, scheme, variant, at=at)
     if variant is not None:
+        _require_variant(variant, keys)
         keys["variant"] = variant
     if keys.get("variant") is not None and keys.get("variant") == keys.get("scheme_name"):
         keys["variant"] = DEFAULT_VARIANT
     try:
         return Profile.model_validate(keys)
     except ValidationError as error:
-        raise ConfigError.gather([_problem(details, path) for details in _causes(error.errors())]) from error
+        raise ConfigError.gather([_problem(details, path) for details in _told_once(_causes(error.errors()))]) from error
+
+
+def _require_variant(variant: str, keys: Mapping[str, Any]) -> None:
+    own = keys.get("variants", {})
+    known = [str(keys.get("scheme_name") or DEFAULT_VARIANT), *(own if isinstance(own, dict) else ())]
+    if variant not in known and variant != DEFAULT_VARIANT:
+        near = difflib.get_close_matches(variant, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown variant {variant!r} of the profile {keys['name']!r}", at="variant", do=f"{hint}its variants: {', '.join(known)}")
 
 
 def _of_kind(keys: dict[str, Any], kind: Kind, variant: str | None, *, at: str) -> dict[str, Any]:
@@ -290,8 +301,15 @@ def _layers(path: Path, *, at: str, visited: tuple[Path, ...]) -> list[tuple[Pat
     if path.resolve() in visited:
         raise ConfigError(f"profiles extend each other: {' → '.join(step.name for step in (*visited, path))}", at=at, do="remove one of the 'extends'")
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ConfigError(f"the file has {size / 1e6:,.1f} MB, a profile has at most {MOST_BYTES / 1e6:g}", at=path, do="check that it is a profile")
         keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"the profile cannot be read: {error.strerror or error}", at=path, do="check its permissions") from error
+    except RecursionError as error:
+        raise ConfigError("profile is not usable TOML: thousands of nested brackets", at=path, do="write it plainer") from error
+    except ValueError as error:  # of TOML, of UTF-8, and Python's own of a number with thousands of digits
         raise ConfigError(f"profile is not valid TOML: {error}", at=path, do="mend the line that the message names") from error
     parent = keys.pop("extends", None)
     if parent is None:
@@ -316,8 +334,23 @@ def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [error for error in errors if not any(place[: len(error["loc"])] == error["loc"] != place for place in places)]
 
 
+def _told_once(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """A value that fits none of a key's kinds is one error, which says all that it could have been."""
+    places: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+    for error in errors:
+        places.setdefault(tuple(part for part in error["loc"] if not _is_tag(part)), []).append(error)
+    told = {place: ", or ".join([each[0]["msg"], *(error["msg"].removeprefix("Input should be ") for error in each[1:])]) for place, each in places.items()}
+    return [{**each[0], "msg": told[place]} for place, each in places.items()]
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether pydantic put this in the place of an error for a kind that it tried: `int`, `literal['all']`, `constrained-int`."""
+    return isinstance(part, str) and (part in ("int", "float", "str", "bool") or part.startswith(("literal[", "constrained-", "function-")))
+
+
 def _problem(details: ErrorDetails, path: Path) -> Problem:
-    parts = [part for part in details["loc"] if isinstance(part, str)]
+    place = [part for part in details["loc"] if not _is_tag(part)]
+    parts = [part for part in place if isinstance(part, str)]
     table, key = ".".join(parts[:-1]), parts[-1] if parts else ""
     where = _place(path, table, key)
     section = f"[{table}]" if table else "the profile"
@@ -328,7 +361,8 @@ def _problem(details: ErrorDetails, path: Path) -> Problem:
     if details["type"] == "missing":
         return Problem(f"missing key {key!r} in {section}", str(path), f"add it, or extend a profile that ships: extends = {profile_names()[0]!r}")
     reason = details["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(details["input"], dict) else f"{key} = {details['input']!r}: "
+    index = f"[{place[-1]}]" if place and isinstance(place[-1], int) else ""
+    value = "" if isinstance(details["input"], dict) else f"{key}{index} = {details['input']!r}: "
     return Problem(f"{value}{reason}", where, "correct the value; docs/targets.md lists what each key takes")
 
 

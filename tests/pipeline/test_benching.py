@@ -115,10 +115,11 @@ def test_several_files_are_measured_against_the_first_in_one_run(bundle: Any) ->
 @pytest.mark.parametrize(
     ("names", "message", "do"),
     [
-        (("arm", "nothing"), "no bundle here", "name a folder that kdpipe build wrote: dist/PROJECT/TARGET"),
+        (("arm", "nothing"), "no bundle here", "name a folder that kdpipe build wrote: dist/PROJECT/TARGET; of two files: kdpipe compare --latency"),
+        (("nothing",), "no bundle here", "name a folder that kdpipe build wrote: dist/PROJECT/TARGET; of two files: kdpipe compare --latency"),
         (("arm", "other"), "it was built on other data than the first bundle", "measure it by itself"),
     ],
-    ids=["no bundle", "other data"],
+    ids=["no bundle", "no first bundle", "other data"],
 )
 def test_bundles_that_cannot_be_compared_are_refused(folder: Path, bundle: Any, names: tuple[str, ...], message: str, do: str) -> None:
     bundle("arm"), bundle("other", data="another")
@@ -126,6 +127,16 @@ def test_bundles_that_cannot_be_compared_are_refused(folder: Path, bundle: Any, 
         benched(*(folder / "dist" / "p" / name for name in names))
     (problem,) = caught.value.problems
     assert (caught.value.exit_code, problem.message, problem.do) == (2, message, do)
+
+
+def test_the_same_bundle_twice_is_refused_by_whatever_path(folder: Path, bundle: Any) -> None:
+    made = bundle("arm")
+    again = folder / "dist" / ".." / "dist" / "p" / "arm"
+    with pytest.raises(ConfigError) as caught:
+        benched(made, again)
+    problem = caught.value.problems[0]
+    assert (problem.message, problem.at) == ("the same bundle twice", str(again))
+    assert problem.do == "name it once; the first one is measured twice by itself"
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_runs(bundle: Any) -> None:

@@ -105,9 +105,11 @@ def test_another_key_is_refused_until_it_is_meant(folder: Path, board: Any) -> N
         ("pi", {}, "there is no device 'pi' yet", "say how it is reached: --host USER@HOST"),
         ("pi", {"kind": "shh"}, "there is no such kind of device", "did you mean 'ssh'?"),
         ("pi", {"kind": "ssh", "host": "-oX"}, "--host: not a host name, address or alias, with or without 'user@' before it", "options of a device"),
+        ("pi", {"kind": "ssh", "host": "a@b:22"}, "--host a@b:22: the port stands apart", "--host a@b --port 22"),
+        ("pi", {"kind": "emulated", "cpu": "Haswell", "host": "a@b"}, "a device of the kind emulated takes no --host", "options of a device"),
         ("pi", {"kind": "emulated", "cpu": "z80"}, "--cpu: not one of cortex-a53, cortex-a72, cortex-a76, neoverse-n1, Haswell", "options of a device"),
     ],
-    ids=["name", "nothing said", "kind", "host", "cpu"],
+    ids=["name", "nothing said", "kind", "host", "port in host", "host and CPU", "cpu"],
 )
 def test_what_cannot_be_a_device_is_told(folder: Path, name: str, values: dict[str, Any], message: str, do: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -184,3 +186,23 @@ def test_what_an_emulated_cpu_has_on_this_host_is_cleaned_and_no_more(folder: Pa
     assert [path.name for path in (cache / "prefixes").iterdir()] == ["x86_64-Haswell"]
     assert (folder / "kdpipe.toml").is_file()
     assert clean(folder, "here") == "it keeps nothing"
+
+
+def test_this_host_is_probed_and_checked_without_a_section(folder: Path) -> None:
+    toml = TOML + "[targets.cpu]\n"
+    (folder / "kdpipe.toml").write_text(toml)
+    assert probe(folder, "host").facts.name == "host"
+    checks = {check.name: check for check in examine(folder, "host")}
+    assert checks["runtime of cpu"].ok
+    assert checks["chip of arm"].told
+    assert "used" not in checks
+    assert (folder / "kdpipe.toml").read_text() == toml
+    assert not (folder / ".kdpipe").exists()
+
+
+@pytest.mark.parametrize("targets", ["[targets]\ncpu = 3", "targets = 3", "[targets.cpu]\naccuracy_on = 3"], ids=["a number", "no table", "no list"])
+def test_a_device_is_checked_and_taken_out_whatever_else_is_wrong_with_the_targets(folder: Path, targets: str) -> None:
+    (folder / "kdpipe.toml").write_text(f"{targets}\n[devices.here]\nkind = 'local'\n")
+    assert all(check.ok is not False for check in examine(folder, "here"))
+    remove(folder, "here")
+    assert (folder / "kdpipe.toml").read_text() == f"{targets}\n"

@@ -194,3 +194,23 @@ def test_the_mark_that_windows_editors_put_in_front_is_no_mistake(tmp_path: Path
     source = read_toml(path)
     assert source.values == {"task": {"data": "digits"}}
     assert source.at(("task", "data")) == "kdpipe.toml:2"
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 9000 + "]" * 9000, "x = " + "9" * 5000], ids=["brackets", "digits"])
+def test_what_tomllib_itself_chokes_on_is_the_users_mistake(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_toml(text, "kdpipe.toml")
+    (problem,) = caught.value.problems
+    assert problem.message == "not usable TOML: a number of thousands of digits, or thousands of nested brackets"
+    assert (problem.at, problem.do) == ("kdpipe.toml", "write it plainer")
+
+
+def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "kdpipe.toml"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(ConfigError) as caught:
+        read_toml(path)
+    (problem,) = caught.value.problems
+    assert problem.message == "the file has 100.0 MB, a configuration has at most 1"
+    assert (problem.at, problem.do) == (str(path), "check that it is the one")

@@ -144,7 +144,7 @@ def test_all_problems_of_a_profile_come_at_once(own):
     assert [problem.at for problem in found] == [f"{path}:{line}" for line in (9, 6, 2, 4)]
     said = "\n".join(map(str, found))
     assert "versions = '1.22 or so': not a version range" in said
-    assert "needs = 'asimdq': unknown instruction set, did you mean 'asimd" in said
+    assert "needs[0] = 'asimdq': unknown instruction set, did you mean 'asimd" in said
     assert "opset = 9: Input should be greater than or equal to 13" in said
     assert "seconds = -1.0: Input should be greater than 0" in said
 
@@ -193,7 +193,34 @@ def test_extends_that_is_no_name_is_refused(own):
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(own):
     (problem,) = problems("cpu", variant="vnnni")
-    assert "unknown variant 'vnnni'; known: default, avx2, vnni" in problem.message
+    assert (problem.message, problem.at) == ("unknown variant 'vnnni' of the profile 'cpu'", "variant")
+    assert problem.do == "did you mean 'vnni'? its variants: avx2, vnni"
+
+
+def test_a_value_of_none_of_a_key_s_kinds_is_one_problem_at_its_line(own):
+    path = own('extends = "arm"\n[bench]\nthreads = [0, "lots"]\n')
+    first, second = problems(path)
+    assert first.message == "threads[0] = 0: Input should be greater than or equal to 1, or 'all'"
+    assert second.message.startswith("threads[1] = 'lots': Input should be a valid integer")
+    assert (first.at, second.at) == (f"{path}:3", f"{path}:3")
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 9000 + "]" * 9000, "x = " + "9" * 5000], ids=["brackets", "digits"])
+def test_what_tomllib_itself_chokes_on_is_the_users_mistake(own, text):
+    path = own(text)
+    (problem,) = problems(path)
+    assert problem.message.startswith("profile is not")
+    assert problem.at == str(path)
+    assert problem.do
+
+
+def test_a_file_too_large_for_a_profile_is_not_read(own):
+    path = own("")
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    (problem,) = problems(path)
+    assert (problem.message, problem.at) == ("the file has 100.0 MB, a profile has at most 1", str(path))
+    assert problem.do == "check that it is a profile"
 
 
 def test_both_classes_of_arm_cpus_take_the_same_file_and_differ_in_what_they_promise():
