@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from kdpipe.foundation.errors import ConfigError, UnavailableError
-from kdpipe.foundation.onnx_file import read_onnx
+from kdpipe.foundation.errors import ConfigError, UnavailableError, VerificationError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.benching import MODEL_FILE, device_named, tell_changes
@@ -25,6 +24,7 @@ from kdpipe.stages.stage import Progress
 from kdpipe.targets.devices.device import Device, require_runtime_there, why_no_latency
 from kdpipe.targets.devices.local import LocalDevice
 from kdpipe.targets.latency_gate import LOOKS, GateResult, Pair, gate
+from kdpipe.targets.lint.reading import read_onnx_file
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import Profile
 from kdpipe.targets.runtimes.runtime import runtime_names, session_name
@@ -143,7 +143,10 @@ def _check(asked: Asked) -> None:
 
 def _file(place: Path) -> _File:
     if place.suffix == ".onnx" and place.is_file():
-        return _read(place, None)
+        try:
+            return _read(place, None)
+        except VerificationError as error:  # a file from elsewhere is the user's input
+            raise ConfigError.gather(error.problems) from error
     if not (place / MANIFEST_FILE).is_file() and len(expanded(place)) == 1:
         raise ConfigError("neither a bundle nor an .onnx file", at=place, do="name dist/PROJECT/TARGET of a finished build, or a file")
     folders = expanded(place)
@@ -154,13 +157,12 @@ def _file(place: Path) -> _File:
 
 
 def _read(path: Path, profile: Profile | None) -> _File:
-    graph = read_onnx(path.read_bytes(), at=str(path)).graph
+    graph = read_onnx_file(path).graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
-    kind = inputs[0].type.tensor_type
-    if len(inputs) != 1 or kind.elem_type != 1:  # TensorProto.FLOAT
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != 1:  # TensorProto.FLOAT
         raise ConfigError("it has not one float32 input", at=path, do="compare files with one float32 input (batch, …)")
-    sides = [side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim]
+    sides = [side.dim_value if side.HasField("dim_value") else None for side in inputs[0].type.tensor_type.shape.dim]
     return _File(path, tuple(sides[1:]), sides[0] if sides else None, profile)
 
 

@@ -203,3 +203,16 @@ def test_two_files_are_compared_on_a_board_by_its_own_clock(model: ModelMaker, b
     found = compared(small, large, Asked(device="pi", project=tmp_path, slower_than=50.0, limit_seconds=30))
     assert (found.device.name, found.result.verdict, found.exit_code) == ("pi", "regression", 3)
     assert found.inputs == "64 test samples"
+
+
+def test_weights_in_another_file_are_compared_and_a_damaged_file_is_the_users_mistake(model: ModelMaker, asked_of_gate: list[Pair], tmp_path: Path) -> None:
+    outside, damaged = tmp_path / "outside.onnx", tmp_path / "damaged.onnx"
+    onnx.save(onnx.load(model("old")), outside, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    compared(model("old"), outside)
+    assert [pair.new for pair in asked_of_gate] == [outside]
+    damaged.write_bytes(b"")
+    with pytest.raises(ConfigError) as caught:
+        compared(model("old"), damaged)
+    (problem,) = caught.value.problems
+    assert (problem.message, problem.at) == ("not a valid ONNX file: it is empty", str(damaged))
+    assert problem.do == "export or download it again"
