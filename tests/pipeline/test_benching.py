@@ -139,16 +139,6 @@ def test_the_same_bundle_twice_is_refused_by_whatever_path(folder: Path, bundle:
     assert problem.do == "name it once; the first one is measured twice by itself"
 
 
-def test_the_same_bundle_twice_is_refused_by_whatever_path(folder: Path, bundle: Any) -> None:
-    made = bundle("arm")
-    again = folder / "dist" / ".." / "dist" / "p" / "arm"
-    with pytest.raises(ConfigError) as caught:
-        benched(made, again)
-    problem = caught.value.problems[0]
-    assert (problem.message, problem.at) == ("the same bundle twice", str(again))
-    assert problem.do == "name it once; the first one is measured twice by itself"
-
-
 def test_a_device_that_is_not_there_is_told_before_anything_runs(bundle: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         benched(bundle("arm"), devices=("pi",))
