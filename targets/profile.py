@@ -220,6 +220,9 @@ class Profile(BaseModel, extra="forbid", frozen=True):
             return f"not measured: no device (the target computes on {self.accelerator}, {where} has no {' and no '.join(missing)})" if missing else None
         if self.architecture not in instruction_sets:
             return f"not measured: no device (the target is {self.architecture}, {where} is not)"
+        if all(":" in need.name for need in self.runtimes_on_device):
+            own = ", ".join(need.name for need in self.runtimes_on_device)
+            return f"not measured: {own} is your own, and what times files (the agent, one file without kdpipe) has the runtimes that ship"
         missing = [name for name in self.needed_sets if name not in instruction_sets]
         return f"not measured: {where} lacks {', '.join(missing)}" if missing else None
 

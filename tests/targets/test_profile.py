@@ -223,6 +223,18 @@ def test_a_file_too_large_for_a_profile_is_not_read(own):
     assert problem.do == "check that it is a profile"
 
 
+def test_a_runtime_of_ones_own_alone_gives_no_latency_and_one_beside_it_does(own):
+    alone = load_profile(own('extends = "cpu"\n[[runtimes]]\nname = "mine:runtime"\n'), at="test")
+    assert alone.why_not_measurable(AVX2) == (
+        "not measured: mine:runtime is your own, and what times files (the agent, one file without kdpipe) has the runtimes that ship"
+    )
+    both = load_profile(own('extends = "cpu"\n[[runtimes]]\nname = "mine:runtime"\n[[runtimes]]\nname = "onnxruntime"\n'), at="test")
+    assert both.why_not_measurable(AVX2) is None
+    fitted, absent = both.fitted_to({"onnxruntime": "1.32.0"}, where="this host")
+    assert [need.name for need in fitted.runtimes_on_device] == ["onnxruntime"]
+    assert absent == ("not measured in mine:runtime: not available on this host",)
+
+
 def test_both_classes_of_arm_cpus_take_the_same_file_and_differ_in_what_they_promise():
     arm, a72, a76 = (load_profile(name, at="test") for name in ("arm", "arm-a72", "arm-a76"))
     assert arm.chosen_scheme == a72.chosen_scheme == a76.chosen_scheme
