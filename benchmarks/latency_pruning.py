@@ -1,13 +1,12 @@
 """Pruning for the chip or for multiply-accumulates: accuracy of int8 files that take the same measured time, on Fashion-MNIST.
 
     KDPIPE_DATA=… python benchmarks/latency_pruning.py
-    KDPIPE_DATA=… python benchmarks/latency_pruning.py --seeds 0 --only train
-    python benchmarks/latency_pruning.py --only measure          (on a quiet machine: it takes a minute a seed)
+    KDPIPE_DATA=… python benchmarks/latency_pruning.py --only students      (then plan, train, measure; plan and measure on a quiet machine)
 
 For each seed one student is trained on a part of the training split, and is the teacher of what is pruned from it (`kd`). For each speed-up of the int8
 file in ONNX Runtime on this host it is pruned three ways, each with the same epochs of fine-tuning: `latency` (`[prune] speedup`, `measured_on`), and by
-multiply-accumulates with widths in multiples of 4 (the default) and of 16, as far as the file of the cut network takes the same time: the number of
-multiply-accumulates is found by bisection on measured files, before any of them is trained. All networks are then calibrated and exported alike, scored on the
+multiply-accumulates with widths in multiples of 4 (the default) and of 16, by the fewest that make a file which is so much faster: found by bisection on
+measured files, before any of them is trained. All networks are then calibrated and exported alike, scored on the
 10,000 test images in ONNX Runtime, and timed in turn in one process, the unpruned network's file among them. Everything finished is kept in
 `--work`, and a run that was stopped goes on. Leaves `benchmarks/results/figures/latency-pruning.json`.
 """
@@ -27,9 +26,7 @@ import torch
 
 from kdpipe.foundation.files import write_bytes, write_json
 from kdpipe.foundation.networks import Network, load_network
-from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, prepare
-from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.doctor import diagnose
 from kdpipe.pipeline.progress import progress_for
@@ -45,6 +42,7 @@ from kdpipe.stages.prune import PruneConfig
 from kdpipe.stages.stage import Context, Inputs, Progress
 from kdpipe.stages.teacher import TeacherConfig
 from kdpipe.stages.trial import cut
+from kdpipe.stages.twin_file import twin_file
 from kdpipe.targets.profile import Profile, load_profile
 from kdpipe.targets.runtimes.runtime import open_session
 from kdpipe.tasks.data.splits import DataSplits
@@ -64,26 +62,28 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "macs, multiples of 16": {"round_to": 16},
 }
 
-_GRID = (1.3, 2.0, 3.0, 4.5, 5.2, 6.0, 7.0)  # multiply-accumulates before / after; those out of reach are left out
-_BISECTIONS = 2
+PHASES = ("students", "plan", "train", "measure")
+
+_GRID = (1.5, 2.2, 3.2, 4.7, 6.0)  # multiply-accumulates before / after; those out of reach are left out
+_BISECTIONS = 3
 _BATCH = 500
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
-    parser.add_argument("--only", choices=["train", "measure"], help="train: all but the timing of the finished files; measure: that alone; default: both")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--speedups", nargs="+", type=float, default=list(SPEEDUPS), choices=SPEEDUPS, help="which to train (default: all)")
+    parser.add_argument("--only", choices=PHASES, help="one of the phases, in this order (default: all)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures go (default: benchmarks/results/figures/latency-pruning.json)")
     parser.add_argument("--work", type=Path, default=WORK, help="where networks and files go (default: benchmarks/.work/latency-pruning)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with progress_for(as_json=False) as progress:
         runs = [Seed(seed, options.work, progress) for seed in options.seeds]
-        for run in runs:
-            if options.only != "measure":
-                run.train()
-            if options.only != "train":
-                run.measure()
+        for phase in PHASES if options.only is None else (options.only,):
+            for speedup in options.speedups if phase in ("plan", "train") else (None,):
+                for run in runs:
+                    run.do(phase, speedup)
     finished = [json.loads(path.read_text()) for seed in options.seeds if (path := options.work / f"seed-{seed}" / "result.json").is_file()]
     if finished:
         write_json(options.results, _figures(finished, options.work))
@@ -118,20 +118,32 @@ class Seed:
         """The target that ships for this host."""
         return load_profile("cpu", at="benchmark")
 
-    def train(self) -> None:
-        """The student, and all that is pruned from it; scored."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def do(self, phase: str, speedup: float | None) -> None:
+        """One phase, for one speed-up where it has several."""
+        if phase == "students":
+            self.student()
+        elif phase == "measure":
+            self.measure()
+        elif speedup is not None:
+            for method in METHODS:
+                if phase == "plan" and method != "latency":
+                    self._macs(method, speedup)
+                elif phase == "train":
+                    self.train(method, speedup)
+
+    def student(self) -> None:
+        """What all others are pruned from; scored."""
         student = self.folder / "student"
         if not (student / "network.json").is_file():
-            student.mkdir(exist_ok=True)
+            student.mkdir(parents=True, exist_ok=True)
             teacher.run(Inputs({}, self.data, self.task), TeacherConfig.model_validate({**STUDENT, "objective": "plain"}), self._context(student))
         self._scored(student)
-        for speedup in SPEEDUPS:
-            self._pruned("latency", speedup, {**METHODS["latency"], "speedup": speedup})
-        for method in list(METHODS)[1:]:
-            for speedup, macs in self._equal_macs(method).items():
-                if macs is not None:
-                    self._pruned(method, speedup, {**METHODS[method], "speedup": macs})
+
+    def train(self, method: str, speedup: float) -> None:
+        """The student pruned by this method, fine-tuned and scored; nothing where the speed-up is out of the method's reach."""
+        goal = speedup if method == "latency" else self._macs(method, speedup)
+        if goal is not None:
+            self._pruned(method, speedup, {**METHODS[method], "speedup": goal})
 
     def measure(self) -> None:
         """Time the files in turn, and put all of this seed together."""
@@ -168,24 +180,23 @@ class Seed:
             answers = [session(split.read(np.arange(start, min(start + _BATCH, len(split))))).argmax(axis=1) for start in starts]
         np.save(folder / "correct.npy", np.concatenate(answers) == split.labels)
 
-    def _equal_macs(self, method: str) -> dict[float, float | None]:
-        """For each speed-up the share of multiply-accumulates whose file takes the time of the latency-pruned one, or a little less; None: out of reach."""
+    def _macs(self, method: str, speedup: float) -> float | None:
+        """Before over after of multiply-accumulates, the least whose file is so much faster as measured; None: out of reach."""
         kept = self.folder / f"{method}.json"
-        if kept.is_file():
-            return {float(speedup): macs for speedup, macs in json.loads(kept.read_text())["macs"].items()}
-        known = dict(self._times(method, _GRID))
-        goals = {speedup: self._reached(speedup) for speedup in SPEEDUPS}
-        for _ in range(_BISECTIONS):
-            middles = {(low * high) ** 0.5 for goal in goals.values() for low, high in [_around(known, goal)] if low is not None and high is not None}
-            known |= self._times(method, sorted(middles - set(known)))
-        found = {speedup: _around(known, goal)[1] for speedup, goal in goals.items()}
-        write_json(kept, {"macs": found, "shares of the time": sorted(known.items())})
+        record: dict[str, Any] = (
+            json.loads(kept.read_text()) if kept.is_file() else {"macs": {}, "shares of the time": list(self._times(method, _GRID).items())}
+        )
+        if str(speedup) not in record["macs"]:
+            known = dict(record["shares of the time"])
+            for _ in range(_BISECTIONS):
+                low, high = _around(known, 1 / speedup)
+                if low is not None and high is not None:
+                    known |= self._times(method, [(low * high) ** 0.5])
+            record["macs"][str(speedup)] = _around(known, 1 / speedup)[1]
+            record["shares of the time"] = sorted(known.items())
+            write_json(kept, record)
+        found: float | None = record["macs"][str(speedup)]
         return found
-
-    def _reached(self, speedup: float) -> float:
-        """The share of the unpruned file's time that pruning by latency came to."""
-        report = json.loads((self._place("latency", speedup) / "pruning.json").read_text())
-        return float(report["latency"]["after"]["ratio"]["value_ms"])
 
     def _times(self, method: str, macs: Sequence[float]) -> dict[float, float]:
         """The share of the unpruned file's time that networks take which are cut to these multiply-accumulates; those out of reach are left out."""
@@ -244,7 +255,7 @@ class Seed:
             row |= {"macs": report["speedup"], "widths": {layer: after[1] for layer, (_, after) in report["layers"].items()}}
         if method == "latency":
             [step] = report["latency"]["steps"]
-            row |= {"way": step["way"], "errors": [attempt["error"] for attempt in step["attempts"]]}
+            row |= {"way": step["way"], "attempts": step["attempts"]}
         elif speedup and (ours := self._place("latency", float(speedup)) / "correct.npy").is_file():
             row["latency less this"] = asdict(paired_difference(np.load(ours), right))
         return row
@@ -262,7 +273,7 @@ def _calibrated(network: Network, data: DataSplits, profile: Profile, seed: int)
     twin = prepare(network.module.eval(), profile.chosen_scheme, batch_norm="live")
     chosen = numpy_stream(seed, "qat/calibration").permutation(len(data.train))[: profile.calibration.samples].astype(np.int64)
     calibrate_(twin, [torch.from_numpy(data.train.read(chosen))], profile.calibration.method, percentile=profile.calibration.percentile)
-    return to_bytes(to_onnx(exportable(freeze(twin)), network.spec.contract.shape, opset=profile.opset, static_batch=None))
+    return twin_file(freeze(twin), network.spec.contract, profile)
 
 
 def _figures(finished: Sequence[Mapping[str, Any]], work: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The sections of `docs/results.md` that `kernel_widths.py` and `latency_pruning.py` left figures for."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,23 @@ def _pruned(record: Mapping[str, Any]) -> Iterator[str]:
                 *(f"| {row['method']} | {row['speedup']:g} | {_difference(row['latency less this'])} |" for row in pooled),
             ]
         )
-    errors = [abs(error) for seed in seeds for row in seed["rows"] for error in row.get("errors", ())]
+    tried = [attempt for seed in seeds for row in seed["rows"] for attempt in row.get("attempts", ())]
+    errors = [abs(attempt["error"]) for attempt in tried]
     mean, most = 100 * sum(errors) / len(errors), 100 * max(errors)
     yield f"The table foretold the time of {len(errors)} files that were measured with an error of {mean:.1f} % on average, {most:.1f} % at most."
+    yield "Which way was taken, and validation accuracy of each after the short training that chose between them:"
+    yield "\n".join(_ways(seeds))
+
+
+def _ways(seeds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [(seed["seed"], row) for seed in seeds for row in seed["rows"] if row["method"] == "latency"]
+    names = list(dict.fromkeys(attempt["way"] for _, row in rows for attempt in row["attempts"]))
+    yield f"| seed | asked for | {' | '.join(names)} |"
+    yield f"| --- | --- |{' --- |' * len(names)}"
+    for seed, row in sorted(rows, key=lambda pair: (pair[1]["speedup"], pair[0])):
+        judged = {attempt["way"]: attempt["validation"] for attempt in row["attempts"] if attempt["validation"] is not None}
+        cells = [f"{'**' * (name == row['way'])}{100 * judged[name]:.1f}{'**' * (name == row['way'])}" if name in judged else "" for name in names]
+        yield f"| {seed} | {row['speedup']:g} | {' | '.join(cells)} |"
 
 
 def _table(seed: Mapping[str, Any]) -> Iterator[str]:

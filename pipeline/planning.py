@@ -24,6 +24,7 @@ from kdpipe.pipeline.steps import Step
 from kdpipe.pipeline.store import Artifact, Store
 from kdpipe.pipeline.variant_choice import VariantChoice, settled
 from kdpipe.stages.distill import DistillConfig
+from kdpipe.stages.latency_pruning import VERSION as LATENCY_PRUNING
 from kdpipe.stages.prune import PruneConfig
 from kdpipe.stages.stage import Inputs
 from kdpipe.stages.teachers import FurtherTeacher, step_name
@@ -261,6 +262,8 @@ def _identity(
         identity["profile"] = present(target.profile.model_dump(mode="json"))
         identity["instruction_sets"] = sorted(probe())  # the scheme may follow from them, and saturation does
     if measuring is not None:
+        if node.stage == "prune":  # other prunings do not depend on how channels are chosen by latency
+            identity["latency pruning"] = LATENCY_PRUNING
         there = {machine.name: dict(machine.identity) for machine in machines}
         identity["device"] = there.pop(measuring.device or "", None) or _host_identity(measuring)
         if there:

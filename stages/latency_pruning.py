@@ -1,27 +1,28 @@
 """Pruning by measured latency: a table of layers says what a cut will save, the whole int8 file says what it saved, validation says what it cost.
 
-In each step the channels to go are chosen in several ways that all meet the step's goal by the table; each is exported as the target's file (calibrated,
-not trained: weights do not change the time) and measured in turn with the unpruned network's; the table is scaled by what came out, and the choice made
-again, until the file meets the goal. Of the ways, the one stays that is best on validation after a short training.
+In each step the channels to go are chosen in several ways that all meet the step's goal by the table (`latency_ways`); each is exported as the target's
+file (calibrated, not trained: weights do not change the time) and measured in turn with the unpruned network's; the table is scaled by what came out, and
+the choice made again, until the file meets the goal. Of the ways, the one stays that is best on validation after a short training (`trial`).
 Source of the loop: Yang et al. 2018 (arXiv:1804.03230), Algorithm 1; ours cuts all layers at once and trains candidates, not layers.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.files import write_text
 from kdpipe.foundation.networks import Network
-from kdpipe.stages.channel_choice import Choice, Limits, least_important
+from kdpipe.stages.channel_choice import Choice, Limits
 from kdpipe.stages.channel_groups import ChannelGroup
 from kdpipe.stages.file_latency import START, Measured, Stopwatch, int8_file, stopwatch
-from kdpipe.stages.latency_search import Removed, cumulative, fastest, least_loss, lowest, steps_of
+from kdpipe.stages.latency_search import Removed, lowest, steps_of
 from kdpipe.stages.latency_table import LatencyTable
 from kdpipe.stages.latency_timing import Timing
+from kdpipe.stages.latency_ways import WAYS, Cut, Way
 from kdpipe.stages.layer_calls import layer_calls, prunable_calls
 from kdpipe.stages.layer_files import empty_file
 from kdpipe.stages.stage import Context, Inputs
@@ -30,13 +31,12 @@ from kdpipe.targets.devices.device import Machine
 from kdpipe.targets.measurements import DeviceFacts
 from kdpipe.targets.profile import Profile
 
-Way = Literal["loss per ms", "importance per ms", "importance", "fastest"]
-"""How channels are chosen: by score as a part of the loss, for each ms; by score relative to its group's, for each ms; by that alone; what takes least time."""
+VERSION = 2
+"""of the way to a choice; in the fingerprint of prunings by latency alone (2: five ways instead of three, judged on the same batches)"""
 
 DECISIONS_FILE = "latency_decisions.json"
 """in the stage's work folder, removed at its end"""
 
-_WAYS: tuple[Way, ...] = get_args(Way)[:3]
 _EMPTY = "empty"
 _TOLERANCE = 0.03  # a file this far below its goal is not cut less
 _ROUNDS = 5  # of choosing and measuring in the last step
@@ -50,6 +50,7 @@ class Attempt(BaseModel, extra="forbid", frozen=True):
     measured: Measured
     error: float
     validation: float | None = Field(None, description="accuracy after the short training that chose between the ways; None where there was none")
+    removed: dict[str, int] | None = Field(None, description="channels that go, by group; of groups that lose some")
 
 
 class LatencyStep(BaseModel, extra="forbid", frozen=True):
@@ -109,8 +110,7 @@ class Goal:
         return before.ms / self.speedup
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(BaseModel, extra="forbid", frozen=True):
     """A cut that meets the step's goal as measured. `scale`: with which the table foretells it."""
 
     way: Way
@@ -126,43 +126,21 @@ class _Decision(BaseModel, extra="forbid", frozen=True):
     step: LatencyStep
 
 
+class _Open(BaseModel, extra="forbid", frozen=True):
+    """A step whose candidates are measured and not judged yet."""
+
+    goal_ms: float
+    candidates: tuple[Candidate, ...]
+    attempts: tuple[Attempt, ...]
+
+
 class _Decisions(BaseModel, extra="forbid", frozen=True):
-    """What a stage that was stopped finds of its measurements: they would come out differently, and so would the cuts."""
+    """What a stage that was stopped finds of its measurements: they would come out differently, and so would the cuts. `open`: of the step after `steps`."""
 
     before: Measured
     overhead_ms: float
     steps: tuple[_Decision, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """One step's question. `steps`: how many channels may go, by group; `exact`: the measured file must meet the goal (in the last step)."""
-
-    trial: Trial
-    groups: Sequence[ChannelGroup]
-    limits: Limits
-    steps: Sequence[Sequence[int]]
-    timing: Timing
-    goal_ms: float
-    exact: bool
-
-    def chosen(self, way: Way, scale: float, goal_ms: float) -> Removed | None:
-        """How many channels of each group go by this way, so that the table promises the goal; None where it promises it for no choice."""
-
-        def milliseconds(removed: Removed) -> float:
-            return self.timing.ms(removed, scale)
-
-        if way == "importance":
-            # no further than the fastest choice: beyond it kernels dislike what is left, and less would be slower
-            most = {group.name: gone for group, gone in zip(self.groups, fastest(self.steps, milliseconds), strict=True)}
-            choice = least_important(self.groups, Limits(self.limits.round_to, most), lambda choice: milliseconds(_counts(choice)) <= goal_ms)
-            return None if choice is None else _counts(choice)
-        losses = [cumulative(group, raw=way == "loss per ms") for group in self.groups]
-        return least_loss(losses, self.steps, milliseconds, goal_ms)
-
-    def without(self, removed: Removed) -> Network:
-        """The network without so many of each group's lowest channels."""
-        return self.trial.cut(lowest(self.groups, removed))
+    open: _Open | None = None
 
 
 class LatencyPruning:
@@ -195,22 +173,19 @@ class LatencyPruning:
 
         `note`: what could be done beside for a goal that cannot be reached, for the ConfigError that is raised then.
         """
-        number, of = step
-        module, shape = trial.network.module, trial.network.spec.contract.shape
-        timing = Timing(prunable_calls(layer_calls(module, shape), groups, module), self._table, self._decisions.overhead_ms)
-        steps = [steps_of(group, limits) for group in groups]
-        fresh = self._table.measure(timing.shapes(steps), self._watch.device, self._context.progress)
-        if fresh:
-            self._context.progress.say(f"latency table of {self._watch.device.name}: {fresh} shapes measured, {len(self._table.entries)} known")
-        goal_ms = self.before.ms * (self._goal.ms(self.before) / self.before.ms) ** (number / of)
-        asked = _Cut(trial, groups, limits, steps, timing, goal_ms, exact=number == of)
-        found, attempts = self._candidates(asked)
-        best, attempts = _best(found or [self._fastest(asked, attempts, note)], attempts, trial, groups)
+        if self._decisions.open is None:
+            found = self._found(trial, groups, limits, step, note)
+            self._decisions = self._decisions.model_copy(update={"open": found})
+            self._keep()
+        else:
+            found = self._decisions.open
+        best, attempts = _best(found, trial, groups)
         self._scale = best.scale
-        decided = LatencyStep(goal_ms=goal_ms, way=best.way, attempts=tuple(attempts), measured=best.measured, scale=best.scale)
+        decided = LatencyStep(goal_ms=found.goal_ms, way=best.way, attempts=attempts, measured=best.measured, scale=best.scale)
         choice = lowest(groups, best.removed)
         removed = {group.name: tuple(channels) for group, channels in choice if channels}
-        self._decisions = self._decisions.model_copy(update={"steps": (*self._decisions.steps, _Decision(removed=removed, step=decided))})
+        steps = (*self._decisions.steps, _Decision(removed=removed, step=decided))
+        self._decisions = self._decisions.model_copy(update={"steps": steps, "open": None})
         self._keep()
         return choice
 
@@ -244,14 +219,29 @@ class LatencyPruning:
             f"{1 / step.measured.share:.2f}x as fast; chosen by {step.way}"
         )
 
-    def _candidates(self, asked: _Cut) -> tuple[list[Candidate], list[Attempt]]:
+    def _found(self, trial: Trial, groups: Sequence[ChannelGroup], limits: Limits, step: tuple[int, int], note: str) -> _Open:
+        """The step's candidates, measured; ConfigError where none is fast enough."""
+        number, of = step
+        module, shape = trial.network.module, trial.network.spec.contract.shape
+        timing = Timing(prunable_calls(layer_calls(module, shape), groups, module), self._table, self._decisions.overhead_ms)
+        steps = [steps_of(group, limits) for group in groups]
+        fresh = self._table.measure(timing.shapes(steps), self._watch.device, self._context.progress)
+        if fresh:
+            self._context.progress.say(f"latency table of {self._watch.device.name}: {fresh} shapes measured, {len(self._table.entries)} known")
+        goal_ms = self.before.ms * (self._goal.ms(self.before) / self.before.ms) ** (number / of)
+        asked = Cut(trial, groups, limits, steps, timing, goal_ms, exact=number == of)
+        found, attempts = self._candidates(asked)
+        found = found or [self._fastest(asked, attempts, note)]
+        return _Open(goal_ms=goal_ms, candidates=tuple(found), attempts=tuple(attempts))
+
+    def _candidates(self, asked: Cut) -> tuple[list[Candidate], list[Attempt]]:
         """For each way the slowest choice whose file meets the goal, none where none does; where the step need not be exact, its first choice."""
-        scales: dict[Way, float] = dict.fromkeys(_WAYS, self._scale)
-        aims: dict[Way, float] = dict.fromkeys(_WAYS, asked.goal_ms)
+        scales: dict[Way, float] = dict.fromkeys(WAYS, self._scale)
+        aims: dict[Way, float] = dict.fromkeys(WAYS, asked.goal_ms)
         known: dict[Removed, Measured] = {}
         best: dict[Way, Candidate] = {}
         attempts: list[Attempt] = []
-        searching = list(_WAYS)
+        searching = list(WAYS)
         for _ in range(_ROUNDS if asked.exact else 1):
             chosen = {way: asked.chosen(way, scales[way], aims[way]) for way in searching}
             proposed = {way: removed for way, removed in chosen.items() if removed is not None}
@@ -260,11 +250,11 @@ class LatencyPruning:
             searching = []
             for way, removed in proposed.items():
                 attempt, scale = self._attempt(asked, way, removed, scales[way], known[removed])
-                if removed in new and not any(other.measured is attempt.measured for other in attempts):
+                if removed in new and all(other.removed != attempt.removed for other in attempts):
                     attempts.append(attempt)
                 took = self._relative_ms(known[removed])
                 if (took <= asked.goal_ms or not asked.exact) and (way not in best or took > self._relative_ms(best[way].measured)):
-                    best[way] = Candidate(way, removed, known[removed], scale)
+                    best[way] = Candidate(way=way, removed=removed, measured=known[removed], scale=scale)
                 near = asked.goal_ms * (1 - _TOLERANCE) <= took <= asked.goal_ms
                 if not near and (removed in new or way not in best):
                     searching.append(way)
@@ -272,20 +262,22 @@ class LatencyPruning:
                 scales[way] = scale
         return list(best.values()), attempts
 
-    def _fastest(self, asked: _Cut, attempts: list[Attempt], note: str) -> Candidate:
+    def _fastest(self, asked: Cut, attempts: list[Attempt], note: str) -> Candidate:
         """The cut that takes least time, where no choice was found by the table; ConfigError where that is too slow as well. Joins the attempts."""
-        removed = fastest(asked.steps, lambda removed: asked.timing.ms(removed, self._scale))
+        removed = asked.chosen("fastest", self._scale, asked.goal_ms)
+        assert removed is not None
         measured = self._measured({removed: asked.without(removed)})[removed]
         attempt, scale = self._attempt(asked, "fastest", removed, self._scale, measured)
         attempts.append(attempt)
         if asked.exact and not self._relative_ms(measured) <= asked.goal_ms:
             raise self._unreachable(measured, note)
-        return Candidate("fastest", removed, measured, scale)
+        return Candidate(way="fastest", removed=removed, measured=measured, scale=scale)
 
-    def _attempt(self, asked: _Cut, way: Way, removed: Removed, scale: float, measured: Measured) -> tuple[Attempt, float]:
+    def _attempt(self, asked: Cut, way: Way, removed: Removed, scale: float, measured: Measured) -> tuple[Attempt, float]:
         """What came of a choice, and the scale with which the table would have foretold it."""
         predicted, took = asked.timing.ms(removed, scale), self._relative_ms(measured)
-        return Attempt(way=way, predicted_ms=predicted, measured=measured, error=took / predicted - 1), asked.timing.scale(removed, took)
+        attempt = Attempt(way=way, predicted_ms=predicted, measured=measured, error=took / predicted - 1, removed=_named(asked.groups, removed))
+        return attempt, asked.timing.scale(removed, took)
 
     def _relative_ms(self, measured: Measured) -> float:
         """The time as it would have been when the unpruned network was first measured: a machine that slowed down since does not count."""
@@ -356,16 +348,26 @@ def measuring(start: Network, goal: Goal, inputs: Inputs, profile: Profile, mach
         yield LatencyPruning(start, goal, inputs, profile, watch, context)
 
 
-def _best(found: Sequence[Candidate], attempts: Sequence[Attempt], trial: Trial, groups: Sequence[ChannelGroup]) -> tuple[Candidate, list[Attempt]]:
-    """The candidate that validation prefers, and the attempts with what it said."""
-    different = list({candidate.removed: candidate for candidate in found}.values())
+def _best(found: _Open, trial: Trial, groups: Sequence[ChannelGroup]) -> tuple[Candidate, tuple[Attempt, ...]]:
+    """The candidate that validation prefers, of equal ones the first; and the attempts with what it said."""
+    different = list({candidate.removed: candidate for candidate in found.candidates}.values())
     if len(different) == 1:
-        return different[0], list(attempts)
-    accuracy = {candidate.removed: trial.judge(trial.cut(lowest(groups, candidate.removed)), candidate.way) for candidate in different}
-    judged = {id(candidate.measured): accuracy[candidate.removed] for candidate in different}
-    told = [attempt.model_copy(update={"validation": judged.get(id(attempt.measured))}) for attempt in attempts]
-    return max(different, key=lambda candidate: accuracy[candidate.removed]), told
+        return different[0], found.attempts
+    say, started = trial.context.progress.say, time.monotonic()
+    judged: list[tuple[Candidate, float]] = []
+    for candidate in different:
+        accuracy = trial.judge(trial.cut(lowest(groups, candidate.removed)), candidate.way)
+        say(f"{trial.label}: by {candidate.way} {candidate.measured.told}, {accuracy:.1%} on validation after a short training")
+        judged.append((candidate, accuracy))
+    say(f"{trial.label}: {len(judged)} choices of channels judged in {time.monotonic() - started:.0f} s")
+    told = tuple(
+        attempt.model_copy(
+            update={"validation": next((accuracy for candidate, accuracy in judged if _named(groups, candidate.removed) == attempt.removed), None)}
+        )
+        for attempt in found.attempts
+    )
+    return max(judged, key=lambda pair: pair[1])[0], told
 
 
-def _counts(choice: Choice) -> Removed:
-    return tuple(len(channels) for _, channels in choice)
+def _named(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, int]:
+    return {group.name: gone for group, gone in zip(groups, removed, strict=True) if gone}

@@ -71,6 +71,16 @@ def cumulative(group: ChannelGroup, *, raw: bool) -> Float64Array:
     return np.concatenate([[0.0], np.cumsum(scores)])
 
 
+def evenly(width: int) -> Float64Array:
+    """(width + 1,): log(width / kept) for n = 0 … channels that go: to keep half costs the same in every group, whatever its scores.
+
+    A network that is trained after its cut keeps its shape and forgets its weights (Liu et al. 2019, arXiv:1810.05270), so capacity is worth as much as scores.
+    The last channel is not to be had: infinity.
+    """
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(width) - np.log(np.arange(width, -1.0, -1.0)), np.float64)
+
+
 def lowest(groups: Sequence[ChannelGroup], removed: Sequence[int]) -> Choice:
     """The channels with the lowest scores, so many of each group; of equal ones the first."""
     orders = [sorted(range(group.width), key=lambda channel, group=group: (float(group.scores[channel]), channel)) for group in groups]  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """What a cut would cost in accuracy: a copy of the network, cut and trained for a moment, judged on validation.
 
-Right after a cut accuracy says little: two cuts that are both near chance can be a point apart after one epoch, in either direction.
-Source: the short-term fine-tuning of Yang et al. 2018 (arXiv:1804.03230), section 3.2.
+Right after a cut accuracy says little: two cuts that are both near chance can be a point apart after one epoch, in either direction. How well one short
+pass foretells the end: docs/decisions/latency-pruning.md. Source: the short-term fine-tuning of Yang et al. 2018 (arXiv:1804.03230), section 3.2.
 """
 
 import copy
@@ -16,7 +16,7 @@ from kdpipe.stages.channel_choice import Choice
 from kdpipe.stages.channel_groups import plan_without
 from kdpipe.stages.objectives.objective import Objective
 from kdpipe.stages.stage import Context, Inputs
-from kdpipe.stages.training import train
+from kdpipe.stages.training import CHECKPOINTS, train
 from kdpipe.stages.training_config import TrainingConfig
 from kdpipe.stages.validation import chosen_accuracy
 from kdpipe.tasks.data.splits import Float32Array, Int64Array, Split
@@ -44,12 +44,13 @@ class Trial:
     def judge(self, network: Network, name: str) -> float:
         """The validation accuracy that choosing an epoch goes by, after one pass over a part of the training split. `network` is trained.
 
-        `name`: of the trial within the step; trainings of the same name draw the same samples in the same order, wherever they run.
+        `name`: of its folder, for going on where it was stopped. All trials of a step draw the same samples in the same order: their networks alone differ.
         """
         data = replace(self.inputs.data, train=_Beginning(self.inputs.data.train, min(_SAMPLES, len(self.inputs.data.train))))
         config = self.config.model_copy(update={"epochs": 1, "patience": None, "ema_decay": None, "swa_start": None})
-        context = replace(self.context, target_cache=None)  # its tables are of whole splits
-        history = train(network, self.objective, self.teachers, replace(self.inputs, data=data), config, context, label=f"{self.label}/{name}")
+        folder = self.context.folder / CHECKPOINTS / f"trial {name}"
+        context = replace(self.context, folder=folder, target_cache=None)  # cached targets are of whole splits
+        history = train(network, self.objective, self.teachers, replace(self.inputs, data=data), config, context, label=f"{self.label}/trial")
         return chosen_accuracy(history.best.validation, history.select_by)
 
 

@@ -150,6 +150,15 @@ def test_a_pruning_by_latency_holds_the_device_and_the_profile_in_its_fingerprin
     assert (step.config.profile.name, step.config.machine) == ("cpu", None)
 
 
+def test_another_way_to_choose_by_latency_repeats_prunings_by_latency_alone(planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    by_latency, by_count = "[prune]\nspeedup = 2\nmeasured_on = 'cpu'\n[targets.cpu]\n", "[prune]\nspeedup = 2\n[targets.cpu]\n"
+    before = [_prune_step(planned(text)).step.fingerprint for text in (by_latency, by_count)]
+    monkeypatch.setattr("kdpipe.pipeline.planning.LATENCY_PRUNING", 99)
+    after = [_prune_step(planned(text)).step.fingerprint for text in (by_latency, by_count)]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_the_same_target_by_name_or_as_the_only_one_is_the_same_step(planned: Callable[..., Plan]) -> None:
     by_name = _prune_step(planned("[prune]\nspeedup = 2\nmeasured_on = 'cpu'\n[targets.cpu]\n[targets.arm]\n"))
     only = _prune_step(planned("[prune]\nspeedup = 2\nmeasured_on = 'target'\n[targets.cpu]\n"))

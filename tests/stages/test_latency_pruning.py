@@ -81,6 +81,8 @@ def test_the_file_is_as_fast_as_asked_for_its_widths_fill_the_kernels_blocks_and
         assert abs(attempt["error"]) < 0.05  # the board adds up as the table does
     judged = [attempt["validation"] for attempt in step["attempts"] if attempt["validation"] is not None]
     assert len(judged) != 1  # none, where all ways chose alike; else one for each that differs
+    chosen = [attempt for attempt in step["attempts"] if attempt["measured"] == step["measured"]]
+    assert any((attempt["removed"], attempt["validation"]) == (report_of(folder)["steps"][0]["removed"], max(judged, default=None)) for attempt in chosen)
     first, second, third = (layer.out_channels for layer in load_network(folder).module.modules() if isinstance(layer, torch.nn.Conv2d))
 
     def took_ns(a, b, c):
@@ -160,6 +162,34 @@ def _after_decision(stopping):
             return super().__call__(items, label, total=total, unit=unit) if label.startswith("prune/step-1 ") else items
 
     return Late(1)
+
+
+@pytest.mark.slow
+def test_stopped_while_choices_are_judged_it_goes_on_with_the_same_ones_without_measuring_again(pruned, stopping, blocks, listener):
+    whole = pruned("whole", speedup=1.5)
+    assert "choices of channels judged" in "\n".join(listener.said)
+    with pytest.raises(stopping.Stopped):
+        pruned("stopped", speedup=1.5, progress=_within_the_second_trial(stopping))
+    asked = len(blocks.asked)
+    stopped = pruned("stopped", speedup=1.5)
+    assert len(blocks.asked) == asked
+    for name in ("weights.safetensors", "network.json", "pruning.json", "history.json"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
+
+
+def _within_the_second_trial(stopping):
+    """A progress that stops at the second batch of the second short training."""
+
+    class Judging(stopping):
+        trials = 0
+
+        def __call__(self, items, label, *, total=None, unit="batch"):
+            if not label.startswith("prune/step-1/trial"):
+                return items
+            self.trials += 1
+            return super().__call__(items, label, total=total, unit=unit) if self.trials == 2 else items
+
+    return Judging(1)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdpipe.stages.channel_choice import Limits
 from kdpipe.stages.channel_groups import ChannelGroup
-from kdpipe.stages.latency_search import cumulative, fastest, least_loss, lowest, steps_of
+from kdpipe.stages.latency_search import cumulative, evenly, fastest, least_loss, lowest, steps_of
 
 
 def group(scores, name="a", mean=1.0):
@@ -94,3 +94,10 @@ def test_lowest_channels_go_first_and_equal_ones_in_order():
 def test_raw_scores_are_those_before_the_division():
     assert cumulative(group([1.5, 0.5], mean=4.0), raw=True).tolist() == pytest.approx([0, 2, 8])
     assert cumulative(group([1.5, 0.5], mean=4.0), raw=False).tolist() == pytest.approx([0, 0.5, 2])
+
+
+def test_half_of_any_group_is_the_same_evenly_and_the_last_channel_is_not_to_be_had():
+    assert evenly(64)[32] == pytest.approx(evenly(16)[8]) == pytest.approx(math.log(2))
+    assert evenly(16)[0] == 0
+    assert (np.diff(evenly(16)) > 0).all()
+    assert evenly(16)[16] == math.inf
