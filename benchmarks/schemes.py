@@ -4,7 +4,7 @@
     python benchmarks/schemes.py speed                       latency of each kind of file against float, batch 1, one thread: three networks, two runtimes
     python benchmarks/schemes.py arm                         the same files on emulated Cortex-A72 and A76: agreement with the twin
     python benchmarks/schemes.py mixed                       digits, Fashion-MNIST, CIFAR-10: the layers that have to stay in float, where any has to
-    python benchmarks/schemes.py refine                      digits: fine-tuning once more with the layers that were found in float
+    python benchmarks/schemes.py tuned                       digits, weights of few bits: what the search finds after fine-tuning
 
 Each leaves its part of `benchmarks/results/figures/schemes.json`, of which `schemes_section.py` makes the section of docs/results.md. Networks are trained
 once, in `benchmarks/.work/schemes`, where finished cases of `mixed` and `arm` are kept as well. Run `speed` on a quiet machine.
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from schemes_files import ROOT, RUNTIMES, WINDOW_SECONDS, WINDOWS, WORK, as_float, changed, dynamic, figures, frozen, post_training, ratios, trained
 from schemes_mixed import mixed
-from schemes_refine import refine
+from schemes_tuned import tuned
 
 from kdpipe.foundation.files import write_bytes, write_json
 from kdpipe.foundation.networks import Network, build_network
@@ -184,7 +184,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "arm": arm,
     "speed": speed,
     "mixed": partial(mixed, partial(save, "mixed")),
-    "refine": partial(refine, partial(save, "refine")),
+    "tuned": partial(tuned, partial(save, "tuned")),
 }
 
 if __name__ == "__main__":

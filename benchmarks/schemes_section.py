@@ -29,7 +29,7 @@ def sections(figures: Path) -> Iterator[str]:
 
 def _section(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Kinds of numbers, and layers in float"
-    for part, written in (("quality", _quality), ("arm", _arm), ("speed", _speed), ("mixed", _mixed), ("refine", _refine)):
+    for part, written in (("quality", _quality), ("arm", _arm), ("speed", _speed), ("mixed", _mixed), ("tuned", _tuned)):
         if part in found:
             machine = found[part]["machine"]
             yield f"`python benchmarks/schemes.py {part}` · {machine['cpu']}, {'with' if 'vnni' in machine['instruction_sets'] else 'without'} VNNI"
@@ -81,18 +81,19 @@ def _mixed(found: Row) -> Iterator[str]:
     yield (
         "`[qat] keep_float`, `auto`: calibrated only; the limit is the upper 95 % bound of the points below the float network on validation "
         "(of 179 digits even equal answers show 1.5). Files on test, without layers in float → with those that were found; lost: points of accuracy to float, "
-        "paired; latency: p50 at batch 1 over float, measured beside other work. The CIFAR-10 network is the published one, which has seen the validation images."
+        "paired; latency: p50 at batch 1 over float, measured beside other work. "
+        "The CIFAR-10 network is the published one, which has seen the validation images."
     )
     lines = [
         "| data, network | float | limit, n | in float | files tried, CPU s | runtime | kB | lost to float | latency |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, case in found["cases"].items():
-        kept = _kept(case)
+        told = f"{case['data']}, {name} | {case['float_accuracy']:.1f} % | {case['limit']:g}, {case['validation']:,} | {_kept(case)}"
         for runtime in case["latency"]:
             plain, mixed = (next(row for row in case["test"] if row["file"] == file and row["runtime"].startswith(runtime)) for file in ("plain", "mixed"))
             lines.append(
-                f"| {case['data']}, {name} | {case['float_accuracy']:.1f} % | {case['limit']:g}, {case['validation']:,} | {kept} | {case['files_measured']}, {case['seconds_cpu']:.0f} | {_RUNTIMES[runtime]} "
+                f"| {told} | {case['files_measured']}, {case['seconds_cpu']:.0f} | {_RUNTIMES[runtime]} "
                 f"| {plain['size_bytes'] / 1000:.1f} → {mixed['size_bytes'] / 1000:.1f} | {_lost(plain)} → {_lost(mixed)} "
                 f"| {case['latency'][runtime]['plain']['ratio']:.2f} → {case['latency'][runtime]['mixed']['ratio']:.2f} |"
             )
@@ -106,21 +107,21 @@ def _kept(case: Row) -> str:
     return ", ".join(layers) or {"not needed": "none has to", "out of reach": "none: no precision helps"}[case["outcome"]]
 
 
-def _refine(found: Row) -> Iterator[str]:
+def _tuned(found: Row) -> Iterator[str]:
     yield (
-        "Digits, `resnet-8`, fine-tuned plainly, then searched; three seeds. Does it pay to fine-tune once more with the layers that were found in float "
-        "(`[qat] refine_epochs`)? Test accuracy of what is shipped; differences in points, paired over the seeds, with 95 % intervals."
+        "Digits, `resnet-8`, weights of few bits, fine-tuned plainly and then searched. Points below the float network on 179 validation samples, every layer "
+        "on integers and none: where the second is no smaller, no layer is to blame, and fine-tuning once more with some in float has nothing to mend."
     )
-    lines = ["| case | way | test accuracy, by seed | layers in float | refinement kept |", "| --- | --- | --- | --- | --- |"]
-    runs = [row for row in found["rows"] if "seed" in row]
-    for case, way in dict.fromkeys((row["case"], row["way"]) for row in runs):
-        own = [row for row in runs if (row["case"], row["way"]) == (case, way)]
-        accuracies = " · ".join(f"{row['test_accuracy']:.1f} %" for row in own)
-        layers = " · ".join(str(row["float_layers"]) for row in own)
-        kept = " · ".join({True: "yes", False: "no", None: "–"}[row["refined_kept"]] for row in own)
-        lines.append(f"| {case} | {way} | {accuracies} | {layers} | {kept} |")
+    lines = [
+        "| weights, limit | epochs, seed | every layer rounded | the same weights unrounded | in float | test accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found["rows"]:
+        kept = {"not needed": "none has to", "out of reach": "none: it would not help", "found": f"{row['float_layers']} layers"}[row["outcome"]]
+        rounded, unrounded = (f"{it['value']:.1f} [{it['low']:.1f}, {it['high']:.1f}]" for it in (row["rounded"], row["unrounded"]))
+        told = f"{row['weight_bits']} bits, {row['limit']:g} | {row['epochs']}, {row['seed']}"
+        lines.append(f"| {told} | {rounded} | {unrounded} | {kept} | {row['test_accuracy']:.1f} % |")
     yield "\n".join(lines)
-    yield "\n".join(f"- {row['case']}, {row['way']}: {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in found["rows"] if "seed" not in row)
 
 
 def _lost(row: Row) -> str:

@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field
-from torch import nn
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.networks import InputContract
@@ -179,11 +178,6 @@ def search(twin: Twin, question: Question) -> MixedPrecision:
     if not files.measured(fewest).kept_to:  # the file of the float network differs from it by the last bits of its sums
         return _record(files, (), floating, limits, "out of reach", table)
     return _record(files, _given_back(files, fewest), floating, limits, "found", table)
-
-
-def measured(twin: nn.Module, float_layers: Sequence[str], question: Question) -> Trial:
-    """One more file, of a frozen twin with these layers in float, measured as those of the search."""
-    return _Files(lambda names: twin, question).measured(float_layers)
 
 
 class _Files:

@@ -27,7 +27,7 @@ from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.stages.checkpoint import remove_checkpoints
 from kdpipe.stages.distill import fresh_student
 from kdpipe.stages.history import History, write_history
-from kdpipe.stages.mixed_precision import Limits, MixedPrecision, Question, Samples, Trial, measured, right, search
+from kdpipe.stages.mixed_precision import Limits, MixedPrecision, Question, Samples, right, search
 from kdpipe.stages.objectives.configured import ConfiguredObjective
 from kdpipe.stages.objectives.mixture import Mixture, TeacherShare
 from kdpipe.stages.objectives.objective import Objective, RobustObjective
@@ -85,12 +85,6 @@ class QatConfig(TrainingConfig, extra="forbid", frozen=True):
         description="a second budget of 'auto': per cent right under PGD-20 on validation_attack_samples samples of validation, lower 95 % bound, with norm "
         "and epsilon of [evaluate]; absent: the target's budget robust_accuracy, where [evaluate] has attacks",
     )
-    refine_epochs: int | None = Field(
-        None,
-        ge=1,
-        description="with 'auto': epochs of fine-tuning once more, with the layers that were found in float; kept where it is better on validation and its "
-        "file keeps to the budget; absent: none",
-    )
     search_attack: SearchAttack | None = Field(None, description="filled by the build: the ball of that attack")
     measured_in: tuple[str, ...] | None = Field(None, description="filled by the build: the runtimes, with versions, that decide what stays in float")
     objective: ConfiguredObjective | None = Field(None, description="filled in from [distill]")
@@ -103,17 +97,7 @@ class QatConfig(TrainingConfig, extra="forbid", frozen=True):
             raise ValueError("keep_float_drop is the budget of keep_float = 'auto'")
         if self.keep_float_robust is not None and self.keep_float != "auto":
             raise ValueError("keep_float_robust is a budget of keep_float = 'auto'")
-        if self.refine_epochs is not None and self.keep_float != "auto":
-            raise ValueError("refine_epochs goes with keep_float = 'auto': layers of a list are in float from the first epoch")
         return self
-
-
-class Refined(BaseModel, extra="forbid", frozen=True):
-    """Fine-tuning once more, with the layers that a search found in float: its figures on validation, its file, and whether it was kept."""
-
-    validation: Validation
-    trial: Trial
-    kept: bool
 
 
 class Outcome(BaseModel, extra="forbid", frozen=True):
@@ -129,7 +113,6 @@ class Outcome(BaseModel, extra="forbid", frozen=True):
     kept: Literal["ptq", "qat"]
     float_layers: tuple[str, ...] = Field((), description="layers that stay in float32")
     mixed_precision: MixedPrecision | None = Field(None, description="how they were found; None where they were not searched for")
-    refined: Refined | None = Field(None, description="what fine-tuning with them in float gave; None where there was none")
 
     @property
     def shipped(self) -> str:
@@ -174,7 +157,7 @@ def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
             _require_no_collapse(calibrated, tuned, config)
         kept = qat if rank(tuned, judge.select_by) >= rank(calibrated, judge.select_by) else ptq
         context.progress.say(f"fine-tuned: validation {_told(tuned)}; kept: {'fine-tuned' if kept is qat else 'calibrated only, it is better on validation'}")
-    kept_is_ptq, found, refined = kept is ptq, None, None
+    kept_is_ptq, found = kept is ptq, None
     if config.keep_float == "auto":
         state = calibrated_state if kept_is_ptq else {name: value.clone() for name, value in twin.state_dict().items()}
         question = _question(student, state, inputs, config, context, profile)
@@ -183,13 +166,6 @@ def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
             kept = _finished(student, _with_float_layers(student, state, scheme, config, found.float_layers))
             ptq = kept if kept_is_ptq else _finished(student, _with_float_layers(student, calibrated_state, scheme, config, found.float_layers))
             calibrated, tuned = judge(ptq.module), None if tuned is None else tuned if kept_is_ptq else judge(kept.module)
-        if found.float_layers and objective is not None and config.refine_epochs is not None and scheme.integer_weights:
-            mixed = _with_float_layers(student, state, scheme, config, found.float_layers)
-            histories.append(_fine_tune_(mixed, student, objective, inputs, _refining(config), context, label="qat-mixed"))
-            again = _finished(student, mixed)
-            refined = _judged_again(again, found, calibrated if kept_is_ptq or tuned is None else tuned, judge, question)
-            if refined.kept:
-                kept, kept_is_ptq, tuned = again, False, refined.validation
     save_network(ptq, context.folder / PTQ_FOLDER)
     save_network(kept, context.folder)
     write_history(context.folder, *histories)
@@ -204,7 +180,6 @@ def run(inputs: Inputs, config: QatConfig, context: Context) -> Path:
         kept="ptq" if kept_is_ptq else "qat",
         float_layers=float_layers_of(kept.module),
         mixed_precision=found,
-        refined=refined,
     )
     write_json(context.folder / QUANTIZATION_FILE, outcome.model_dump(mode="json"))
     remove_checkpoints(context.folder / CHECKPOINTS)
@@ -229,7 +204,7 @@ def _calibrated_(twin: nn.Module, inputs: Inputs, config: QatConfig, profile: Pr
     return len(chosen)
 
 
-def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs: Inputs, config: QatConfig, context: Context, *, label: str = "qat") -> History:
+def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs: Inputs, config: QatConfig, context: Context) -> History:
     objective, teachers = teaching(objective, config.teachers or (), config.mixture, inputs)
     fixed_from = config.epochs - math.floor(config.epochs * config.frozen_share)
 
@@ -238,7 +213,7 @@ def _fine_tune_(twin: nn.Module, student: Network, objective: Objective, inputs:
             freeze_observers_(twin)
 
     live = Network(student.spec.model_copy(update={"quantization": plan_of(twin)}), twin)
-    return train(live, objective, teachers, inputs, config, context, label=label, before_epoch=before_epoch)
+    return train(live, objective, teachers, inputs, config, context, label="qat", before_epoch=before_epoch)
 
 
 def _finished(student: Network, twin: nn.Module) -> Network:
@@ -278,27 +253,10 @@ def _searched(student: Network, state: Mapping[str, Tensor], config: QatConfig, 
 
     found = search(twin, question)
     question.progress.say(found.told)
-    if found.float_layers and fine_tuning_failed and config.refine_epochs is None:
+    if found.float_layers and fine_tuning_failed:
         listed = ", ".join(f'"{name}"' for name in found.float_layers)
-        question.progress.say(
-            "fine-tuning with these layers on integers did not help; to fine-tune with them in float: "
-            f"[qat] refine_epochs = {config.epochs}, or from the start keep_float = [{listed}]"
-        )
+        question.progress.say(f"fine-tuning with these layers on integers did not help; to fine-tune with them in float: [qat] keep_float = [{listed}]")
     return found
-
-
-def _refining(config: QatConfig) -> QatConfig:
-    assert config.refine_epochs is not None
-    return config.model_copy(update={"epochs": config.refine_epochs})
-
-
-def _judged_again(again: Network, found: MixedPrecision, before: Validation, judge: "_Judge", question: Question) -> Refined:
-    """Whether the network that was fine-tuned with the layers in float replaces the one `before`: better on validation, its file within the limits."""
-    validation, trial = judge(again.module), measured(again.module, found.float_layers, question)
-    kept = trial.kept_to and rank(validation, judge.select_by) > rank(before, judge.select_by)
-    why = "kept" if kept else "not kept, it is no better on validation" if trial.kept_to else "not kept, its file misses the budget"
-    question.progress.say(f"fine-tuned with {len(found.float_layers)} in float: validation {_told(validation)} (before: {_told(before)}); {why}")
-    return Refined(validation=validation, trial=trial, kept=kept)
 
 
 class _Judge:

@@ -73,7 +73,7 @@ def test_where_nothing_is_attacked_the_search_is_the_one_on_clean_answers() -> N
     asked = QatConfig(keep_float="auto")
     assert with_limits(asked, _target(clean_drop=1.5, robust_accuracy=40), CLEAN) == with_limits(asked, _target(clean_drop=1.5), ATTACKED)
     identity = present(with_limits(asked, _target(clean_drop=1.5), ATTACKED).model_dump(mode="json"))
-    assert {"keep_float_robust", "search_attack", "refine_epochs"}.isdisjoint(identity)
+    assert {"keep_float_robust", "search_attack"}.isdisjoint(identity)
 
 
 def test_a_limit_under_attack_without_an_attack_is_refused() -> None:

@@ -11,9 +11,7 @@ from kdpipe.pipeline.steps import BuildResult
 from kdpipe.pipeline.table import summary_rows
 from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages.mixed_precision import Drop, MixedPrecision, Trial
-from kdpipe.stages.qat import Refined
 from kdpipe.stages.sensitivity import Sensitivity
-from kdpipe.stages.validation import Validation
 
 ORT = "onnxruntime 1.32.0 CPU"
 LAYER = "body.layer2.0.conv2"
@@ -86,14 +84,6 @@ def test_a_search_under_attack_tells_what_each_file_stands(build_folder: Any) ->
     assert "Under attack (PGD-20, linf, ε = 0.1; on the file's twin and on the network without rounding, replayed on the file)" in text.replace("&#39;", "'")
     assert f"{ORT}: 51.0 [45.2, 56.8]" in text
     assert "30.00 [25.00, 35.00] not attacked" in text
-
-
-def test_a_network_that_was_refined_is_told_with_what_became_of_it(build_folder: Any) -> None:
-    found = _found()
-    refined = Refined(validation=Validation(clean_accuracy=0.975, loss=0.1), trial=found.trials[1], kept=True)
-    told = {"mixed_precision": found.model_dump(mode="json"), "refined": refined.model_dump(mode="json")}
-    text = _text(_written(build_folder, float_layers=[LAYER], **told))
-    assert "fine-tuned once more with these layers in float: 97.5 % on validation; kept." in text
 
 
 def test_a_search_that_found_nothing_to_keep_says_so(build_folder: Any) -> None:
