@@ -38,7 +38,7 @@ def _pruned(record: Mapping[str, Any]) -> Iterator[str]:
         f"pruned in one step with {record['prune']['epochs']} epochs of `kd` from the unpruned one, `max_ratio = {record['prune']['max_ratio']}`; "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}. Int8 files, calibrated, not fine-tuned as int8. "
         "Time: measured in turn in one process, median with its 95 % interval. "
-        "By multiply-accumulates: as many fewer as give a file that takes the time of the one pruned by latency, or less. "
+        "By multiply-accumulates: the least cut whose file was measured to be so much faster, found by bisection. "
         "Last column: how many points the file pruned by latency is more accurate than this one, on the same 10,000 test images."
     )
     for seed in seeds:
