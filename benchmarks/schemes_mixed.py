@@ -60,11 +60,6 @@ def digits_mobile(task: ImageClassification, data: DataSplits) -> Network:
     return trained("digits", "mobilenetv2-0.1", task, data, epochs=40)
 
 
-def fashion_mobile(task: ImageClassification, data: DataSplits) -> Network:
-    """`mobilenetv2-0.25`, trained plainly on 6,000 images."""
-    return trained("fashion-mnist", "mobilenetv2-0.25", task, data, epochs=8)
-
-
 def cifar_resnet(task: ImageClassification, data: DataSplits) -> Network:
     """The published ResNet-20, as it is."""
     folder = WORK / "cifar10-resnet-20"
@@ -85,9 +80,6 @@ CASES = (
     Case("mobilenetv2-0.1", "digits", 3.0, digits_mobile),
     Case("resnet-20", "cifar10", 1.0, cifar_resnet),
     Case("resnet-20, 4-bit weights", "cifar10", 1.0, cifar_resnet, {"weight_bits": 4}),
-    Case("resnet-20, 3-bit weights", "cifar10", 3.0, cifar_resnet, {"weight_bits": 3}),
-    Case("mobilenetv2-0.25", "fashion-mnist", 1.0, fashion_mobile),
-    Case("mobilenetv2-0.25, 4-bit weights", "fashion-mnist", 1.0, fashion_mobile, {"weight_bits": 4}),
 )
 
 
@@ -107,8 +99,8 @@ def mixed(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 @cache
 def loaded(name: str) -> tuple[ImageClassification, DataSplits]:
-    """The task, without augmentation, and its splits; of Fashion-MNIST 6,000 training samples."""
-    task = ImageClassification(data=name, augment=(), train_samples=6000 if name == "fashion-mnist" else None)
+    """The task, without augmentation, and its splits."""
+    task = ImageClassification(data=name, augment=())
     return task, task.load(WORK, 0)
 
 
