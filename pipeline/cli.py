@@ -1,6 +1,7 @@
 """The command line. A command parses, calls and prints; what it needs is imported when it runs, so that help is there at once."""
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem
+from kdpipe.foundation.errors import ConfigError, KdpipeError, Problem, UnavailableError
 from kdpipe.pipeline.advice_command import advise
 from kdpipe.pipeline.build_commands import build, plan, report
 from kdpipe.pipeline.cache_commands import cache
@@ -27,6 +28,7 @@ from kdpipe.pipeline.target_commands import targets
 INTERRUPTED = 130
 
 _DEFECT = 1
+_FULL_BELOW_BYTES = 10_000_000
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException: typer brings click under a name of its own since 0.26
 
 app = typer.Typer(
@@ -184,8 +186,18 @@ def told(command: Callable[[], Any], *, as_json: bool, debug: bool) -> int:
         if isinstance(error, _USAGE_ERROR):
             advice = "kdpipe --help lists the commands, kdpipe COMMAND --help its options"
             return _fail(ConfigError.exit_code, (Problem(error.format_message(), do=advice),), as_json=as_json, debug=debug)
+        folder = _full_temporary_folder()
+        if folder is not None:  # libraries tell a full disk in many ways: a short file, a number without words
+            full = Problem(f"the disk of temporary files is full ({type(error).__name__})", str(folder), "free space there, or name another folder: TMPDIR=…")
+            return _fail(UnavailableError.exit_code, (full,), as_json=as_json, debug=debug)
         advice = "please report it with what the same command prints with --debug"
         return _fail(_DEFECT, (Problem(f"a defect of kdpipe: {type(error).__name__}: {error}", do=advice),), as_json=as_json, debug=debug)
+
+
+def _full_temporary_folder() -> Path | None:
+    """The folder of temporary files, where its disk is full."""
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))  # not asked of tempfile, which raises where it cannot write
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free < _FULL_BELOW_BYTES else None
 
 
 def _fail(exit_code: int, problems: Sequence[Problem], *, as_json: bool, debug: bool) -> int:

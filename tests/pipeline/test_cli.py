@@ -193,3 +193,20 @@ print(callable(build), callable(plan), hasattr(pipeline, "nothing"))
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout == "True True False\n"
+
+
+def test_an_error_while_the_disk_of_temporary_files_is_full_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short() -> None:
+        raise OSError("196608 requested and 17376 written")  # as numpy.save says it
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert cli.told(short, as_json=False, debug=False) == 1
+    capsys.readouterr()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 4096})())
+    assert cli.told(short, as_json=False, debug=False) == 4
+    said = capsys.readouterr().err
+    assert "error: the disk of temporary files is full (OSError)" in said
+    assert f"at:  {tmp_path}" in said
+    assert "do:  free space there, or name another folder: TMPDIR=" in said
