@@ -66,9 +66,12 @@ def headline(explanation: "Explanation") -> str:
 
 def answers(explanation: "Explanation") -> list[str]:
     """The causes as lines, the weightiest first, each with what to do."""
+    busy = [explanation.too_busy] if explanation.too_busy else []
+    if not explanation.findings and busy:
+        return busy
     if not explanation.findings:
         return ["nothing was found that keeps int8 from being faster"] if explanation.nodes else ["the runtime tells nothing of itself"]
-    lines = []
+    lines = busy
     for finding in explanation.findings:
         share = "   –" if finding.share is None else f"{100 * finding.share:3.0f}%"
         lines.append(f"{share}  {finding.cause or 'finding'}: {finding.text}")

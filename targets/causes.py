@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kdpipe.targets.devices.agent import copy_rate
 from kdpipe.targets.measurements import Cause, Finding, NodePrecision
-from kdpipe.targets.observed import WITHIN_BATCH, Observed, Times, copy_rate
+from kdpipe.targets.observed import Observed
+from kdpipe.targets.timing import WITHIN_BATCH, Times
 
 WORTH_NAMING = 0.01  # of an inference's time; what accounts for less is not told
 OVERHEAD_SHARE = 0.3  # from this share on, what a sample pays alone and not within a batch is a cause
@@ -122,11 +124,11 @@ def _layout(evidence: Evidence) -> Iterator[Finding]:
 
 def _shapes(evidence: Evidence) -> Iterator[Finding]:
     seen, times = evidence.seen, evidence.times
-    gained = 1 - times.fixed / times.alone if times.fixed is not None else None
+    gained = 1 - times.fixed / times.alone if times.fixed is not None and times.alone is not None else None
     share = seen.share(seen.shapes) if seen.shapes else 0.0
-    if (gained is not None and gained >= FIXED_GAIN) or (share or 0) >= WORTH_NAMING:
+    if (gained is not None and gained >= FIXED_GAIN) or share is None or share >= WORTH_NAMING:
         parts = []
-        if gained is not None:
+        if gained is not None and times.alone is not None:
             parts.append(f"one inference takes {_ms(times.alone)} with free sides and {_ms(times.fixed or 0)} with all sides fixed")
         if seen.shapes:
             parts.append(f"{len(seen.shapes)} nodes only compute shapes: {_listed(seen.shapes)}{_time(share)}")
@@ -134,7 +136,7 @@ def _shapes(evidence: Evidence) -> Iterator[Finding]:
             cause="dynamic-shape",
             text=f"the input has free sides: {'; '.join(parts)}",
             nodes=seen.shapes,
-            share=max(0.0, gained or 0.0, share or 0.0),
+            share=None if gained is None and share is None else max(0.0, gained or 0.0, share or 0.0),
             remedy='export with fixed sides: batch = "static" in the target\'s profile; sizes that the network computes by itself written as constants',
         )
 
@@ -159,7 +161,7 @@ def _instructions(evidence: Evidence) -> Iterator[Finding]:
 
 def _small_layers(evidence: Evidence) -> Iterator[Finding]:
     times, seen = evidence.times, evidence.seen
-    if times.within_batch is None or times.alone <= 0:
+    if times.within_batch is None or not times.alone:
         return
     share = min(1.0, max(0.0, 1 - times.within_batch / times.alone))
     if share >= OVERHEAD_SHARE:
@@ -228,7 +230,7 @@ def _kernels(evidence: Evidence) -> Iterator[Finding]:
 
 def _threads(evidence: Evidence) -> Iterator[Finding]:
     times = evidence.times
-    if times.threads == 1:
+    if times.threads == 1 or not times.alone:
         return
     if times.threads > times.cores and times.all_cores is not None:
         yield Finding(
@@ -256,7 +258,7 @@ def _threads(evidence: Evidence) -> Iterator[Finding]:
 
 def _first_run(evidence: Evidence) -> Iterator[Finding]:
     times = evidence.times
-    if times.first is not None and times.first >= FIRST_TIMES * times.alone:
+    if times.first is not None and times.alone is not None and times.first >= FIRST_TIMES * times.alone:
         yield Finding(
             cause="first-run",
             text=f"the first inference takes {_ms(times.first)}, later ones {_ms(times.alone)}: the runtime still prepares kernels and memory in it",

@@ -1,5 +1,6 @@
 """A runtime explains what it made of a file, and why int8 is, or is not, faster in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.foundation.errors import ConfigError
@@ -7,8 +8,9 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.causes import Evidence, findings
 from kdpipe.targets.instruction_sets import probe
 from kdpipe.targets.measurements import Explanation
-from kdpipe.targets.observed import NOT_TOLD, Observed, Opening, Times, times
+from kdpipe.targets.observed import NOT_TOLD, Observed, Opening
 from kdpipe.targets.runtimes.runtime import Hint, found_runtime, open_session
+from kdpipe.targets.timing import Times, times
 
 
 def explained(opening: Opening, model: Path, example: Float32Array, *, threads: int, against: Path | None = None) -> Explanation:
@@ -36,17 +38,29 @@ def why_not_faster(runtime: str, int8: Path, against: Path, example: Float32Arra
 
 
 def concluded(runtime: str, evidence: Evidence) -> Explanation:
-    """The nodes, the share of convolutions and linear layers in int8, and every cause that was found."""
-    seen, timed = evidence.seen, evidence.times
+    """The nodes, the share of convolutions and linear layers in int8, and every cause that was found; of times those alone that can be claimed."""
+    claimed = replace(evidence, seen=evidence.seen.claimable, against=None if evidence.against is None else evidence.against.claimable)
+    seen, timed = claimed.seen, claimed.times
     return Explanation(
         runtime=runtime,
         nodes=seen.nodes,
         int8_share=int8_share(seen),
-        findings=findings(evidence),
+        findings=findings(claimed),
         threads=timed.threads,
         milliseconds=timed.alone,
         ratio_to_float=_ratio(timed),
+        too_busy=_too_busy(evidence),
     )
+
+
+def _too_busy(evidence: Evidence) -> str | None:
+    profiles = [it.unsteady for it in (evidence.seen, evidence.against) if it is not None and it.unsteady is not None]
+    lost = [*dict.fromkeys([*profiles, *evidence.times.unsteady])]
+    if not lost:
+        return None
+    all_of_it = profiles and evidence.times.alone is None
+    what = "the causes that rest on time are" if all_of_it else "what rests on these times is"
+    return f"the machine was too busy, {what} not claimed: {'; '.join(lost)}"
 
 
 def int8_share(seen: Observed) -> float | None:
@@ -58,4 +72,4 @@ def int8_share(seen: Observed) -> float | None:
 
 
 def _ratio(timed: Times) -> float | None:
-    return None if timed.float_alone is None else timed.alone / timed.float_alone
+    return None if timed.float_alone is None or timed.alone is None else timed.alone / timed.float_alone

@@ -190,6 +190,8 @@ class Explanation(BaseModel, extra="forbid", frozen=True):
     )
     ratio_to_float: float | None = Field(None, gt=0, description="its time over the float file's, of runs in turn; an orientation, without an interval")
 
+    too_busy: str | None = Field(None, description="which times could not be taken because other programs interrupted them; what rests on them is not claimed")
+
     @field_validator("findings", mode="before")
     @classmethod
     def _texts(cls, findings: Any) -> Any:

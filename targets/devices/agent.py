@@ -1,4 +1,4 @@
-"""The one file that runs on a device: facts about it, latency samples, cold starts, energy, logits. Python 3.8, numpy and the runtime suffice.
+"""The one file that runs on a device: facts, latency samples, what a runtime made of a file, starts, energy, logits. Python 3.8, numpy, the runtime suffice.
 
     python agent.py probe|bench|start|energy|predict < request.json
 
@@ -125,6 +125,9 @@ def load_onnxruntime(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized is not None:
         options.optimized_model_filepath = optimized
+        # the weights beside it: what the graph became is read without them
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", Path(optimized).name + ".weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
     if profiled is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profiled
@@ -597,6 +600,133 @@ def _compare(comparison: dict[str, Any], request: dict[str, Any], cores: list[in
     after = clock_mhz(), temperature_celsius()
     clock, heat = [before[0], after[0]], [before[1], after[1]]
     tell("comparison", id=comparison["id"], warm=warm, clock_mhz=clock, temperature_celsius=heat, conditions=conditions)
+
+
+COUNTED, INTERRUPTED, UNCOUNTED = 0, 1, 2
+"""Of a run of `Paced`: undisturbed; another program had the core meanwhile; the first of a while, which pays for what others left in the caches."""
+
+
+class Paced:
+    """Runs a model for short whiles. One that was interrupted is followed by a rest: who used less than its part of a core is interrupted less."""
+
+    LONGEST_REST = 0.03
+
+    def __init__(self, run: Callable[[Array], Any], batch: Array) -> None:
+        self.run, self.batch, self.rest = run, batch, 0.0
+
+    def runs(self, seconds: float) -> list[list[int]]:
+        """[nanoseconds, state] of each run of about `seconds`, and at least one that counts or was interrupted."""
+        if self.rest:
+            time.sleep(self.rest)
+        taken: list[list[int]] = []
+        before, begun = interruptions(), time.perf_counter_ns()
+        spent = 0
+        while spent < seconds * 1e9 or taken[-1][1] == UNCOUNTED:
+            begin = time.perf_counter_ns()
+            self.run(self.batch)
+            now, after = time.perf_counter_ns(), interruptions()
+            short = now - begin < seconds * 1e9  # what takes longer needs no warm caches
+            taken.append([now - begin, UNCOUNTED if short and not taken else INTERRUPTED if after != before else COUNTED])
+            before, spent = after, now - begun
+        hit = any(state == INTERRUPTED for _, state in taken)
+        self.rest = min(self.LONGEST_REST, max(0.002, 2 * self.rest)) if hit else self.rest / 2 if self.rest > 0.001 else 0.0
+        return taken
+
+
+def interruptions() -> int:
+    """How often another program took a core from this process so far, all its threads together."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def in_turn(models: dict[str, Paced], while_seconds: float, seconds: float, limit_seconds: float) -> dict[str, list[list[list[int]]]]:
+    """The whiles of each model, in turn, until each was run for `seconds` and has the undisturbed runs that a time needs, or the limit is reached."""
+    for paced in models.values():  # warms up
+        paced.runs(2 * while_seconds)
+    found: dict[str, list[list[list[int]]]] = {name: [] for name in models}
+    end = time.perf_counter() + limit_seconds
+    left = set(models)
+    while left and (time.perf_counter() < end or not all(len(own) > 1 for own in found.values())):
+        for name, paced in models.items():
+            slow = bool(found[name]) and found[name][-1][0][0] > while_seconds * 1e9
+            if name in left or not slow:  # the others go on meanwhile, so that all meet the same machine
+                found[name].append(paced.runs(while_seconds))
+            runs = [run for own in found[name] for run in own]
+            if sum(ns for ns, _ in runs) >= seconds * 1e9 and sum(state == COUNTED for _, state in runs) >= NEEDED:
+                left.discard(name)
+    return found
+
+
+def copy_rate(size: int) -> float:
+    """Bytes read and written in a second by a plain copy in one thread that moves `size` bytes in all: what memory (or the cache that holds it) gives."""
+    source = np.ones(max(1, size // 2), np.uint8)
+    target = np.empty_like(source)
+    taken = []
+    for _ in range(5):
+        begin = time.perf_counter_ns()
+        np.copyto(target, source)
+        taken.append(time.perf_counter_ns() - begin)
+    return float(2 * source.nbytes / max(1, min(taken[1:])) * 1e9)
+
+
+def profiled_onnxruntime(
+    model: str, threads: int, hint: str, samples: Array, seconds: float, limit_seconds: float, provider: str = "CPUExecutionProvider"
+) -> dict[str, Any]:
+    """What ONNX Runtime made of the file: its graph without large weights (`graph`, None of an accelerator's), and of each node (`nodes`), in the order of
+    running, the time in one run (tenth percentile of the undisturbed), traffic and type; `undisturbed`: how many such runs there were, of `runs`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimized.onnx" if provider == "CPUExecutionProvider" else None
+        loaded = load_onnxruntime(model, threads, hint, provider, optimized=str(written) if written else None, profiled=str(Path(folder) / "profile"))
+        batch = np.ascontiguousarray(samples[np.arange(loaded.batch or 1) % len(samples)])
+        for _ in range(_WARM_RUNS):
+            loaded.run(batch)
+        states: list[int] = []
+        paced, begin = Paced(loaded.run, batch), time.perf_counter()
+        while len(states) < _MOST_PROFILED:
+            states += [state for _, state in paced.runs(min(seconds, 0.003))]
+            spent, quiet = time.perf_counter() - begin, states.count(COUNTED)
+            if (spent >= seconds and quiet >= NEEDED) or spent >= limit_seconds:
+                break
+        events = json.loads(Path(loaded.handle.end_profiling()).read_text())
+        graph = written.read_bytes() if written else None
+    nodes = _profiled_nodes(events, [UNCOUNTED] * _WARM_RUNS + states)
+    return {"nodes": nodes, "graph": graph, "undisturbed": states.count(COUNTED), "runs": len(states)}
+
+
+NEEDED = 11
+"""Undisturbed runs that a time rests on: the fewest that support a median (`latency.runs_needed`)."""
+_WARM_RUNS = 3
+_MOST_PROFILED = 600  # the profile is kept in memory, and written as text
+
+
+def _profiled_nodes(events: list[dict[str, Any]], states: list[int]) -> list[dict[str, Any]]:
+    """The nodes of a profile of `states` runs. Where too few were undisturbed, times are of those that were not as well."""
+    chosen = [number for number, state in enumerate(states) if state == COUNTED]
+    chosen = chosen if len(chosen) >= NEEDED else list(range(_WARM_RUNS, len(states)))
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            kept.setdefault(event["name"][: -len("_kernel_time")], []).append(event)
+    nodes = []
+    for name, own in kept.items():
+        each = max(1, len(own) // len(states))  # nodes without a name share one
+        taken = sorted(sum(event["dur"] for event in own[each * number : each * (number + 1)]) for number in chosen if each * (number + 1) <= len(own))
+        last = own[-each:]
+        kinds = [kind for event in last for value in event["args"].get("output_type_shape", []) for kind in value][:1]
+        nodes.append(
+            {
+                "name": name,
+                "operator": last[0]["args"]["op_name"],
+                "provider": last[0]["args"].get("provider", ""),
+                "microseconds": float(taken[len(taken) // 10]) if taken else 0.0,
+                "bytes_read": sum(int(event["args"].get("activation_size", 0)) for event in last),  # weights that were packed are not in parameter_size
+                "bytes_written": sum(int(event["args"].get("output_size", 0)) for event in last),
+                "type": kinds[0] if kinds else "",
+            }
+        )
+    return nodes
 
 
 def predict(request: dict[str, Any], tell: Callable[..., None]) -> None:

@@ -1,12 +1,9 @@
 """What ONNX Runtime made of a file: the optimised graph that it writes, with the times, shapes and types of its own profile."""
 
-import json
 import platform
 import re
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import numpy as np
 import onnx
 
 from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.devices.agent import Loaded, load_onnxruntime
+from kdpipe.targets.devices.agent import NEEDED, profiled_onnxruntime
 from kdpipe.targets.measurements import NodePrecision
 from kdpipe.targets.observed import NOT_TOLD, Observed, shares
 from kdpipe.targets.qdq_reading import CARRIERS, LAYERS, Reading, Reason, reading, reasons
@@ -28,40 +25,49 @@ _SHORT = {"uint8": "int8", "float": "float32", "double": "float64"}
 _FUSABLE = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Concat"}
 _X86 = ("x86_64", "amd64", "i686")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-_SECONDS = 0.1
-_WARM_RUNS = 3
-_MOST_RUNS = 500  # the profile is kept in memory, and written as text
+SECONDS = 0.1  # of profiling on a quiet machine
+LIMIT_SECONDS = 2.0  # on a busy one
 
 
 @dataclass(frozen=True)
 class Event:
-    """A node in the profile: its time in one run (tenth percentile: undisturbed), and its traffic; `bytes_read` of activations alone."""
+    """A node in the profile: its time in one run (tenth percentile of undisturbed ones), and its traffic; `bytes_read` of activations alone."""
 
+    name: str
     operator: str
     provider: str
     microseconds: float
     bytes_read: int
     bytes_written: int
-    precision: str
-    """the type of its first output"""
+    type: str
+    """of its first output, in ONNX Runtime's words"""
+
+    @property
+    def precision(self) -> str:
+        """The same in ours."""
+        return _SHORT.get(self.type, self.type) or NOT_TOLD
 
 
 def cpu_view(model: Path, threads: int, hint: Hint, example: Float32Array) -> Observed:
     """The file on the CPU. Times are whole microseconds in ONNX Runtime's profile, so those of very short nodes are rounded down."""
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimized.onnx"
-        loaded = load_onnxruntime(str(model), threads, hint, optimized=str(written), profiled=str(Path(folder) / "profile"))
-        events = _profiled(loaded, example)
-        optimized = onnx.load(written, load_external_data=False)
-        onnx.load_external_data_for_model(optimized, str(model.parent))  # what lies in other files is still beside the original
-        return _observed(optimized, onnx.load(model), events, platform.machine())
+    found = profiled_onnxruntime(str(model), threads, hint, example, SECONDS, LIMIT_SECONDS)
+    return view_of(model, found["graph"], [Event(**node) for node in found["nodes"]], (found["undisturbed"], found["runs"]), platform.machine())
+
+
+def view_of(model: Path, graph: bytes, events: Sequence[Event], undisturbed: tuple[int, int], architecture: str) -> Observed:
+    """What was profiled, here or on a device.
+
+    `graph`: the optimised file, large weights left out; `undisturbed`: runs, and of how many; `architecture`: as uname says.
+    """
+    by_name = {event.name: event for event in events}
+    seen = _observed(onnx.load_from_string(graph), onnx.load(model), by_name, architecture)
+    return replace(seen, unsteady=_unsteady(*undisturbed))
 
 
 def accelerated_view(model: Path, threads: int, hint: Hint, provider: str, example: Float32Array) -> Observed:
     """The file in an accelerator, which keeps to itself what is in the parts that it compiled: they are one node each."""
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = load_onnxruntime(str(model), threads, hint, provider, profiled=str(Path(folder) / "profile"))
-        events = _profiled(loaded, example)
+    found = profiled_onnxruntime(str(model), threads, hint, example, SECONDS, LIMIT_SECONDS, provider)
+    events = {node["name"]: Event(**node) for node in found["nodes"]}
     fell_back = [name for name, event in events.items() if event.provider != provider]
     nodes = [
         NodePrecision(
@@ -75,38 +81,11 @@ def accelerated_view(model: Path, threads: int, hint: Hint, provider: str, examp
         )
         for name, event in events.items()
     ]
-    return Observed(nodes=shares(nodes), fell_back=tuple(fell_back))
+    return Observed(nodes=shares(nodes), fell_back=tuple(fell_back), unsteady=_unsteady(found["undisturbed"], found["runs"]))
 
 
-def _profiled(loaded: Loaded, example: Float32Array) -> dict[str, Event]:
-    """The events by node name, in the order of running."""
-    sample = np.ascontiguousarray(example[np.arange(loaded.batch or 1) % len(example)])
-    end, runs = time.perf_counter() + _SECONDS, 0
-    while runs < _WARM_RUNS + 2 or (time.perf_counter() < end and runs < _MOST_RUNS):
-        loaded.run(sample)
-        runs += 1
-    path = Path(loaded.handle.end_profiling())
-    told = json.loads(path.read_text())
-    kept: dict[str, list[Mapping[str, Any]]] = {}
-    for event in told:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            kept.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
-    return {name: _event(events, runs) for name, events in kept.items()}
-
-
-def _event(events: Sequence[Mapping[str, Any]], runs: int) -> Event:
-    each = max(1, len(events) // runs)  # nodes without a name share one
-    last = events[-each:]
-    taken = sorted(event["dur"] for event in events[each * _WARM_RUNS :])
-    outputs = [kind for event in last for value in event["args"].get("output_type_shape", []) for kind in value][:1]
-    return Event(
-        operator=last[0]["args"]["op_name"],
-        provider=last[0]["args"].get("provider", ""),
-        microseconds=float(each * taken[len(taken) // 10]),
-        bytes_read=sum(int(event["args"].get("activation_size", 0)) for event in last),  # weights that were packed at loading are not in parameter_size
-        bytes_written=sum(int(event["args"].get("output_size", 0)) for event in last),
-        precision=_SHORT.get(outputs[0], outputs[0]) if outputs else NOT_TOLD,
-    )
+def _unsteady(undisturbed: int, runs: int) -> str | None:
+    return None if undisturbed >= NEEDED else f"only {undisturbed} of {runs} profiled inferences were not interrupted"
 
 
 def _observed(optimized: Any, original: Any, events: Mapping[str, Event], architecture: str) -> Observed:

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 
 from kdpipe.foundation.predictor import Float32Array
-from kdpipe.targets.devices.agent import Loaded
+from kdpipe.targets.devices.agent import INTERRUPTED, Loaded, Paced
 from kdpipe.targets.measurements import NodePrecision
-from kdpipe.targets.observed import Observed, shares
+from kdpipe.targets.observed import STEADY_PROFILE, Observed, shares
 from kdpipe.targets.qdq_reading import Reason, reading, reasons
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -21,13 +21,14 @@ _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 _LAYOUT = {"Reorder", "Transpose"}
 _SHAPES = {"ShapeOf", "Broadcast", "Range", "NonZero"}
 _QUANTIZERS = {"FakeQuantize", "Quantize"}
-_SECONDS = 0.1
+SECONDS = 0.1
+_WHILE_SECONDS = 0.003  # then a rest, where another program had the core
 _WARM_RUNS = 10
 
 
 def view(model: Path, loaded: Loaded, example: Float32Array) -> Observed:
     """The file on a device, from a model loaded with its counters on. They count whole microseconds."""
-    micros = _counted(loaded, example)
+    micros, lost = _counted(loaded, example)
     file = onnx.load(model) if model.suffix == ".onnx" else None
     why = reasons(reading(file)) if file is not None else {}
     nodes, compute, leftover, layout, shapes = [], set(), [], [], []
@@ -73,25 +74,42 @@ def view(model: Path, loaded: Loaded, example: Float32Array) -> Observed:
         layout=tuple(layout),
         shapes=tuple(shapes),
         originals=originals,
+        unsteady=None if lost <= STEADY_PROFILE else f"{100 * lost:.0f} % of the profiled time went to other programs",
     )
 
 
-def _counted(loaded: Loaded, example: Float32Array) -> Mapping[str, float]:
-    """Mean microseconds of one inference by node. The counters hold means since loading: the first runs, which compile, are taken off again."""
+def _counted(loaded: Loaded, example: Float32Array) -> tuple[Mapping[str, float], float]:
+    """Mean microseconds of one inference by node, and the share of the time that interruptions took, which is in these means.
+
+    The counters hold means since loading: the first runs, which compile, are taken off again.
+    """
     request = loaded.handle.create_infer_request()
     sample = np.ascontiguousarray(example[np.arange(loaded.batch or 1) % len(example)])
 
     def means() -> dict[str, float]:
         return {it.node_name: it.real_time.total_seconds() * 1e6 for it in request.profiling_info}
 
+    def run(batch: Float32Array) -> None:
+        request.infer([batch], share_inputs=True)
+
     for _ in range(_WARM_RUNS):
-        request.infer([sample], share_inputs=True)
-    warm, runs = means(), 0
-    end = time.perf_counter() + _SECONDS
-    while runs < _WARM_RUNS or time.perf_counter() < end:
-        request.infer([sample], share_inputs=True)
-        runs += 1
-    return {name: max(0.0, (mean * (_WARM_RUNS + runs) - warm.get(name, 0.0) * _WARM_RUNS) / runs) for name, mean in means().items()}
+        run(sample)
+    taken: list[list[int]] = []
+    warm, paced = means(), Paced(run, sample)
+    end = time.perf_counter() + SECONDS
+    while len(taken) < _WARM_RUNS or time.perf_counter() < end:
+        taken += paced.runs(_WHILE_SECONDS)
+    runs = len(taken)
+    return {name: max(0.0, (mean * (_WARM_RUNS + runs) - warm.get(name, 0.0) * _WARM_RUNS) / runs) for name, mean in means().items()}, _lost(taken)
+
+
+def _lost(taken: list[list[int]]) -> float:
+    """The share of the time by which interrupted runs were longer than others; all of it where there are no others."""
+    quiet = sorted(ns for ns, state in taken if state != INTERRUPTED)
+    if not quiet:
+        return 1.0
+    usual = quiet[len(quiet) // 2]
+    return sum(max(0, ns - usual) for ns, state in taken if state == INTERRUPTED) / sum(ns for ns, _ in taken)
 
 
 def _layers(compiled: Any) -> list[Any]:

@@ -5,8 +5,9 @@ import pytest
 from kdpipe.targets.causes import Evidence, findings
 from kdpipe.targets.explanation import concluded
 from kdpipe.targets.measurements import NodePrecision
-from kdpipe.targets.observed import Observed, Times
+from kdpipe.targets.observed import Observed
 from kdpipe.targets.qdq_reading import Reason
+from kdpipe.targets.timing import Times
 
 FAST = frozenset({"x86-64", "avx2", "vnni"})
 QUICK = Times(alone=1.0, within_batch=0.9)
