@@ -94,7 +94,6 @@ def _become(files: list[int], arguments: list[str], folder: str, environment: di
     import runpy
     import traceback
 
-    os.setsid()
     for own, theirs in enumerate(files):
         os.dup2(theirs, own)
         os.close(theirs)
