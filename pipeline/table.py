@@ -113,7 +113,11 @@ def _latency(results: "Results", judged: "Judged") -> tuple[Latency | None, str 
     if bench.not_measured is not None:
         return None, bench.not_measured
     own = [it for it in bench.latencies if it.model == "int8" and it.batch == 1 and _same_runtime(it.runtime, judged.card.runtime)]
-    return (min(own, key=lambda it: it.threads), None) if own else (None, "not measured: not at batch 1 in this runtime")
+    if own:
+        return min(own, key=lambda it: it.threads), None
+    runtime = (judged.card.runtime or "").split(" ")[0]
+    left_out = (line for line in bench.warnings if line.startswith(f"not measured in {runtime}: "))  # the device lacks it
+    return None, next(left_out, "not measured: not at batch 1 in this runtime")
 
 
 def _same_runtime(first: str, second: str | None) -> bool:

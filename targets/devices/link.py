@@ -11,16 +11,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
 from kdpipe.foundation.errors import UnavailableError
 from kdpipe.foundation.files import canonical_json, sha256_of
 from kdpipe.targets.devices.keeper import CHUNK, KEEPER_PROTOCOL
+from kdpipe.targets.devices.messages import printable
 
 BOOTSTRAP = (
     "import sys,hashlib;"
@@ -76,6 +77,14 @@ _READY = TypeAdapter[_KeeperReady | _Refused](Annotated[_KeeperReady | _Refused,
 _KEPT = TypeAdapter[_Stored | _Refused](Annotated[_Stored | _Refused, Field(discriminator="kind")])
 
 
+class Explain(Protocol):
+    """The error for a process that ended early, from its status and its last words; `heard`: it had said something before."""
+
+    def __call__(self, status: int, words: str, *, heard: bool) -> UnavailableError:
+        """The error."""
+        ...
+
+
 class BusyError(UnavailableError):
     """Another measurement runs on the device."""
 
@@ -83,8 +92,8 @@ class BusyError(UnavailableError):
 class Link:
     """A connection that is open. `ready`: what the keeper told of the machine when it came up; `clock_ahead_seconds`: its clock's, of ours."""
 
-    def __init__(self, arguments: list[str], *, at: str, explain: Callable[[int, str], UnavailableError], connect_seconds: float) -> None:
-        """Connects. `explain`: the error for a process that ended early, from its status and its last words.
+    def __init__(self, arguments: list[str], *, at: str, explain: Explain, connect_seconds: float) -> None:
+        """Connects. `explain`: the error for a process that ended early.
 
         Raises UnavailableError: not reached within `connect_seconds`, no Python there, no space there; BusyError when it is in use.
         """
@@ -96,6 +105,7 @@ class Link:
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._stored: set[str] = set()
+        self._heard = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -180,6 +190,13 @@ class Link:
 
     def _greeted(self, connect_seconds: float) -> _KeeperReady:
         first = self._line(time.monotonic() + connect_seconds, f"connecting, which was given {connect_seconds:g} s")
+        if not first.startswith(b"{"):
+            raise UnavailableError(
+                f"the login there prints words of its own: {_shown(first)!r}",
+                at=self.at,
+                do="a login that runs a command must print nothing: there, put what ~/.bashrc prints behind 'case $- in *i*)'; "
+                "where the words say that this user may not log in, take another one",
+            )
         answer: _KeeperReady | _Refused = self._checked(first, _READY)
         if isinstance(answer, _Refused):
             if answer.why == "busy":
@@ -218,6 +235,7 @@ class Link:
             if not line:
                 self._lines.put(b"")  # for whoever asks next
                 raise self._gone()
+            self._heard = True
             if len(line) > LINE_BYTES:
                 raise self._too_large(LINE_BYTES)
             if line != b'{"kind": "beat"}\n':
@@ -226,7 +244,7 @@ class Link:
     def _gone(self) -> UnavailableError:
         status = self._process.wait()
         self._errors.seek(0)
-        return self._explain(status, self._errors.read().decode(errors="replace").strip())
+        return self._explain(status, self._errors.read().decode(errors="replace").strip(), heard=self._heard)
 
     def _checked(self, line: bytes, adapter: TypeAdapter[Any]) -> Any:
         try:
@@ -241,9 +259,9 @@ class Link:
 
     def _not_valid(self, line: bytes, why: str) -> UnavailableError:
         return UnavailableError(
-            f"the device's answer is not valid ({why}): {line[:120]!r}",
+            f"the device's answer is not valid ({why}): {_shown(line)!r}",
             at=self.at,
-            do="a login there must print nothing: put what ~/.bashrc prints behind 'case $- in *i*)', then try again",
+            do="run it again; if it stays, what answers there is not kdpipe's: check who has access to the device",
         )
 
     def _send(self, content: bytes) -> None:
@@ -265,3 +283,7 @@ class Link:
         while line := self._process.stdout.readline(LINE_BYTES + 1):
             self._lines.put(line)
         self._lines.put(b"")
+
+
+def _shown(line: bytes) -> str:
+    return printable(line[:120].decode(errors="replace"))

@@ -171,7 +171,7 @@ class SshDevice:
             require_ssh(self._at)
             done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=self.settings.connect_seconds + 30, check=False)
             if not known.is_file():
-                raise self._explained(done.returncode, done.stderr)
+                raise self._explained(done.returncode, done.stderr, heard=True)
             return known.read_text().strip()
 
     def pinned_key(self) -> str | None:
@@ -253,8 +253,8 @@ class SshDevice:
             do = "look at the device's memory and at what else runs there, then try again"
         return UnavailableError(f"the measuring process there ended early with status {ended.status}{words}", at=self._at, do=do)
 
-    def _explained(self, status: int, words: str) -> UnavailableError:
-        """What ssh's status and last words mean."""
+    def _explained(self, status: int, words: str, *, heard: bool) -> UnavailableError:
+        """What ssh's status and last words mean; `heard`: whether the device had answered before."""
         last = printable(words.splitlines()[-1])[:LAST_WORDS] if words else f"status {status}"
         host = self.settings.host
         if "HOST IDENTIFICATION HAS CHANGED" in words or "Host key verification failed" in words:
@@ -277,6 +277,12 @@ class SshDevice:
                 f"there is no {self.settings.python!r} on the device: {last}",
                 at=self._at,
                 do=f"install Python 3.8 or newer there, or name it: [devices.{self.name}] python",
+            )
+        if status != _SSH_FAILED and not words and not heard:  # /bin/false, or a shell that takes no command
+            return UnavailableError(
+                f"the login there ended with status {status} before Python started, and said nothing",
+                at=self._at,
+                do=f"the user needs a shell there that runs commands: 'ssh {host} python3 --version' must answer (on the device: chsh -s /bin/sh USER)",
             )
         if "Python 3.8 or newer" in words:
             return UnavailableError(last, at=self._at, do=f"install a newer one there and name it: [devices.{self.name}] python")

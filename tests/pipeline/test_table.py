@@ -1,4 +1,5 @@
 import io
+import json
 from typing import Any
 
 import pytest
@@ -68,3 +69,13 @@ def test_a_percentile_that_cannot_be_claimed_is_not_printed_as_a_number(build_fo
     build = build_folder.write()
     assert "0.082 / -" in _printed(build, 80)
     assert summary_rows(build)[4]["latency_reason"] == "not claimable: 40 runs, 64 are needed"
+
+
+def test_a_runtime_that_the_device_lacks_is_the_reason_for_a_missing_latency(build_folder: Any) -> None:
+    build = build_folder.write()
+    file = build.results["bench@cpu"].folder / "bench.json"
+    bench = json.loads(file.read_text())
+    bench["latencies"] = [it for it in bench["latencies"] if not it["runtime"].startswith("openvino")]
+    file.write_text(json.dumps(bench | {"warnings": ["not measured in openvino: not available on device pi"]}))
+    reasons = {row["runtime"].split()[0]: row["latency_reason"] for row in summary_rows(build) if row["model"] == "int8" and row["target"] == "cpu"}
+    assert reasons == {"onnxruntime": None, "openvino": "not measured in openvino: not available on device pi"}

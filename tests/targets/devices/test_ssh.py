@@ -142,7 +142,10 @@ def test_a_python_without_numpy_is_told_what_to_install(board, pi, agent_of, pyt
     ("lines", "said"),
     [
         ("import sys; sys.version_info = (3, 7, 1, 'final', 0); sys.argv.pop(1); exec(sys.argv.pop(1))", "Python 3.8 or newer is needed, this is "),
-        ("print('Welcome to Raspbian', flush=True); import sys; sys.argv.pop(1); exec(sys.argv.pop(1))", "the device's answer is not valid ("),
+        (
+            "print('Welcome to Raspbian', flush=True); import sys; sys.argv.pop(1); exec(sys.argv.pop(1))",
+            "the login there prints words of its own: 'Welcome to Raspbian'",
+        ),
     ],
     ids=["an old Python", "a login that prints"],
 )
@@ -151,6 +154,16 @@ def test_a_python_that_cannot_be_talked_to_is_told(board, pi, tmp_path, lines, s
     wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{lines}" "$@"\n')
     wrapper.chmod(0o755)
     assert refused(board.settings(python=str(wrapper)).device("pi", pi.project)).message.startswith(said)
+
+
+def test_a_login_that_ends_without_a_word_is_told_what_it_needs(board, pi, tmp_path):
+    wrapper = tmp_path / "python"
+    wrapper.write_text("#!/bin/sh\nexit 1\n")  # as a login whose shell is /bin/false
+    wrapper.chmod(0o755)
+    problem = refused(board.settings(python=str(wrapper)).device("pi", pi.project))
+    assert problem.message == "the login there ended with status 1 before Python started, and said nothing"
+    assert problem.at == f"device pi ({board.host}:{board.port})"
+    assert problem.do.startswith("the user needs a shell there that runs commands: ")
 
 
 def test_what_the_user_writes_never_reaches_a_shell(board, pi, tmp_path):
@@ -338,7 +351,7 @@ def test_a_device_without_room_is_told(board, pi, tmp_path):
     wrapper.write_text(f'#!/bin/sh\nulimit -f 8\nexec {sys.executable} "$@"\n')  # 4 kB, as a disk with that much left
     wrapper.chmod(0o755)
     problem = refused(board.settings(python=str(wrapper)).device("pi", pi.project))
-    assert problem.message.startswith("the device cannot store agent.py (0.0 MB): [Errno ")
+    assert problem.message.startswith("the device cannot store agent.py (0.")
     assert problem.do == "make room there, or name a folder with room: [devices.NAME] folder"
     problem = refused(board.settings(folder="/nowhere").device("pi", pi.project))
     assert problem.message.startswith("the device cannot keep files: ")
