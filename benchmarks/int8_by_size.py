@@ -18,18 +18,19 @@ import torch
 from side_by_side import windows_of
 
 from kdpipe.foundation.files import write_bytes, write_json, write_text
+from kdpipe.foundation.networks import InputContract
 from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.quantization.calibration import calibrate_
 from kdpipe.foundation.quantization.engine import freeze, prepare
-from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
-from kdpipe.foundation.quantization.zero_points import with_own_zero_points
 from kdpipe.foundation.randomness import numpy_stream, stream
 from kdpipe.pipeline.doctor import diagnose
 from kdpipe.stages.macs import macs_by_kind
+from kdpipe.stages.twin_file import twin_file
 from kdpipe.targets import latency
 from kdpipe.targets.devices.messages import BenchRequest, ComparisonRequest, ModelFile
 from kdpipe.targets.expectation import GAINS_FILE
+from kdpipe.targets.profile import load_profile
 from kdpipe.tasks.networks.named import named_network
 
 ROOT = Path(__file__).parents[1]
@@ -76,9 +77,11 @@ def _point(name: str, side: int) -> dict[str, Any]:
     twin = prepare(module, Scheme(), batch_norm="folded")
     calibrate_(twin, [torch.rand(16, *shape, generator=stream(0, f"{name}/{side}"))], "minmax")
     files = {}
-    for kind, network in (("int8", exportable(freeze(twin).eval(), keep_rounding=True)), ("float", module)):
+    contract, profile = InputContract(shape=shape, labels=tuple("0123456789")), load_profile("cpu", at="benchmark")
+    floating = to_bytes(to_onnx(module, shape, opset=profile.opset, static_batch=None))
+    for kind, content in (("int8", twin_file(freeze(twin).eval(), contract, profile)), ("float", floating)):
         files[kind] = WORK / f"{name}-{side}-{kind}.onnx"
-        write_bytes(files[kind], to_bytes(with_own_zero_points(to_onnx(network, shape, opset=19, static_batch=None))))
+        write_bytes(files[kind], content)
     inputs = WORK / "inputs.npy"
     np.save(inputs, np.random.default_rng(0).random((64, *shape), dtype=np.float32))
     macs = macs_by_kind(module, shape)

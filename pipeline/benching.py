@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.device_records import keep, record_of
-from kdpipe.pipeline.device_sections import HOST, read_devices
+from kdpipe.pipeline.device_sections import HOST, is_this_host
 from kdpipe.pipeline.device_setup import require_device, seen_now_from
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import Basis, basis_of, read_bundle
@@ -33,7 +33,7 @@ from kdpipe.targets.devices.messages import BenchRequest, ComparisonDone, Compar
 from kdpipe.targets.energy import energy
 from kdpipe.targets.measurements import Conditions, DeviceFacts, Energy, Latency, Percentile, Rate, Start, Throughput
 from kdpipe.targets.profile import Profile, RuntimeNeed
-from kdpipe.targets.runtimes.runtime import session_name
+from kdpipe.targets.runtimes.runtime import runtime_of, session_name
 
 MODEL_FILE = "model.onnx"
 
@@ -221,7 +221,7 @@ def _bundles(folders: Sequence[Path], basis: Basis) -> list[_Bundle]:
 
 def device_named(name: str, project: Path) -> Device:
     """The project's device of this name, or this host; nothing is reached yet. ConfigError: unknown name."""
-    if name == HOST and HOST not in read_devices(project):
+    if is_this_host(name, project):
         return LocalDevice()
     return require_device(project, name).device(name, project)
 
@@ -240,7 +240,7 @@ def _accuracies(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], 
         needs = bundle.profile.runtimes_there(facts.runtimes)
         for it in judged_on(device, facts, bundle.model, needs, basis.data.test, progress, hint=bundle.profile.bench.hint):
             found.accuracies.append(BundleQuality(bundle=bundle.name, quality=it.quality))
-            found.correct[bundle.name][f"{it.quality.runtime.split()[0]} on {device.name}"] = it.correct
+            found.correct[bundle.name][f"{runtime_of(it.quality.runtime)} on {device.name}"] = it.correct
 
 
 def _times(device: Device, facts: DeviceFacts, bundles: Sequence[_Bundle], basis: Basis, asked: Asked, progress: Progress, found: _Found) -> None:

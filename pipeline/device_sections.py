@@ -41,6 +41,11 @@ def device_model(kind: str, *, at: str) -> type[BaseModel]:
     return model
 
 
+def is_this_host(name: str, project: Path) -> bool:
+    """Whether a command's `name` is the machine that it runs on: `host`, where the project calls no device so."""
+    return name == HOST and HOST not in read_devices(project)
+
+
 def read_devices(project: Path) -> dict[str, DeviceSettings]:
     """The devices of the project alone, by name; ConfigError with every problem of their sections. Empty where there is no kdpipe.toml."""
     path = project / FILE

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError
 from kdpipe.foundation.files import write_text
 from kdpipe.pipeline.device_records import Seen, forget, keep, record_of, seen_now
-from kdpipe.pipeline.device_sections import FILE, HOST, device_model, read_devices
+from kdpipe.pipeline.device_sections import FILE, HOST, device_model, is_this_host, read_devices
 from kdpipe.pipeline.variants import AUTO, implied_by
 from kdpipe.targets.devices.device import Device, Settings, why_no_latency
 from kdpipe.targets.devices.emulated import CPUS, Emulated, require_emulator
@@ -139,7 +139,7 @@ def require_device(project: Path, name: str) -> Settings:
 
 def _device_or_host(project: Path, name: str) -> Settings:
     """The device's section; for `host`, where no device is called so, this machine."""
-    return Local() if name == HOST and HOST not in read_devices(project) else require_device(project, name)
+    return Local() if is_this_host(name, project) else require_device(project, name)
 
 
 def examine(project: Path, name: str) -> Iterator[Check]:
@@ -312,7 +312,7 @@ def _keeper_checks(device: SshDevice) -> Iterator[Check]:
 
 def _runtime_checks(project: Path, name: str, facts: DeviceFacts) -> Iterator[Check]:
     found = False
-    here = name == HOST and HOST not in read_devices(project)
+    here = is_this_host(name, project)
     for target, table in (_targets(project) if (project / FILE).is_file() or not here else {}).items():
         if table.get("device", HOST if here else None) != name and name not in _judges(table):
             continue

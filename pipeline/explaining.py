@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from kdpipe.foundation.errors import ConfigError, KdpipeError, UnavailableError, VerificationError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
+from kdpipe.pipeline.foreign_files import of_the_user
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.pipeline.store import HOME
 from kdpipe.pipeline.verify import whole_manifest
@@ -142,10 +143,8 @@ def _inputs(model: Path) -> Sequence[Any]:
 
 def _require_onnx(model: Path) -> None:
     """ConfigError where the file is no valid ONNX, with the reason: a runtime says of such a file only that it cannot parse it."""
-    try:
+    with of_the_user():
         read_onnx_file(model)
-    except VerificationError as error:
-        raise ConfigError.gather(error.problems) from error
 
 
 def _range(model: Path) -> tuple[float, float]:

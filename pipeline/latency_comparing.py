@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field
 
-from kdpipe.foundation.errors import ConfigError, UnavailableError, VerificationError
+from kdpipe.foundation.errors import ConfigError, UnavailableError
 from kdpipe.foundation.predictor import Float32Array
 from kdpipe.foundation.randomness import numpy_stream
 from kdpipe.pipeline.benching import MODEL_FILE, device_named, tell_changes
 from kdpipe.pipeline.device_sections import HOST
 from kdpipe.pipeline.evaluation_basis import Asked as BasisAsked
 from kdpipe.pipeline.evaluation_basis import basis_of, read_bundle
+from kdpipe.pipeline.foreign_files import of_the_user
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.pipeline.variants import expanded
 from kdpipe.stages.stage import Progress
@@ -143,10 +144,8 @@ def _check(asked: Asked) -> None:
 
 def _file(place: Path) -> _File:
     if place.suffix == ".onnx" and place.is_file():
-        try:
+        with of_the_user():
             return _read(place, None)
-        except VerificationError as error:  # a file from elsewhere is the user's input
-            raise ConfigError.gather(error.problems) from error
     if not (place / MANIFEST_FILE).is_file() and len(expanded(place)) == 1:
         raise ConfigError("neither a bundle nor an .onnx file", at=place, do="name dist/PROJECT/TARGET of a finished build, or a file")
     folders = expanded(place)

@@ -28,6 +28,7 @@ from kdpipe.stages.qat import QUANTIZATION_FILE, Outcome
 from kdpipe.stages.score_export import UNAVAILABLE_FILE
 from kdpipe.targets.measurements import Bench
 from kdpipe.targets.profile import DEFAULT_VARIANT, Profile
+from kdpipe.targets.runtimes.runtime import runtime_of
 
 INT8 = "int8"
 """the role of the file that ships, in every machine-readable file, whatever its scheme"""
@@ -58,7 +59,7 @@ class Judged:
     @property
     def name(self) -> str:
         """What the model is called in tables and pictures: 'student', 'int8 onnxruntime'; the runtime's version stands elsewhere."""
-        return self.model if self.card.runtime is None else f"{self.model} {self.card.runtime.split()[0]}"
+        return self.model if self.card.runtime is None else f"{self.model} {runtime_of(self.card.runtime)}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class JudgedThere:
     @property
     def name(self) -> str:
         """`onnxruntime on pi`."""
-        return f"{self.quality.runtime.split()[0]} on {self.quality.device.name}"
+        return f"{runtime_of(self.quality.runtime)} on {self.quality.device.name}"
 
 
 @dataclass(frozen=True)

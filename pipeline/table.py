@@ -11,6 +11,7 @@ from kdpipe.pipeline.steps import BuildResult
 from kdpipe.robustness.attacks.strength import strongest
 from kdpipe.robustness.scorecard import AttackFigure, Figure
 from kdpipe.targets.measurements import Latency, Percentile
+from kdpipe.targets.runtimes.runtime import runtime_of
 
 if TYPE_CHECKING:
     from kdpipe.pipeline.results import Judged, Results
@@ -115,13 +116,13 @@ def _latency(results: "Results", judged: "Judged") -> tuple[Latency | None, str 
     own = [it for it in bench.latencies if it.model == "int8" and it.batch == 1 and _same_runtime(it.runtime, judged.card.runtime)]
     if own:
         return min(own, key=lambda it: it.threads), None
-    runtime = (judged.card.runtime or "").split(" ")[0]
+    runtime = "" if judged.card.runtime is None else runtime_of(judged.card.runtime)
     left_out = (line for line in bench.warnings if line.startswith(f"not measured in {runtime}: "))  # the device lacks it
     return None, next(left_out, "not measured: not at batch 1 in this runtime")
 
 
 def _same_runtime(first: str, second: str | None) -> bool:
-    return second is not None and first.split()[0] == second.split()[0]
+    return second is not None and runtime_of(first) == runtime_of(second)
 
 
 def _unclaimed(p50: Percentile, p90: Percentile) -> str | None:
@@ -145,7 +146,7 @@ def _caption(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     model = row.get("shipped", "int8") if row["model"] == "int8" else row["model"]  # an earlier build's rows have no such key
-    name = model if row["runtime"] is None else f"{model} {row['runtime'].split()[0]}"
+    name = model if row["runtime"] is None else f"{model} {runtime_of(row['runtime'])}"
     return (
         f" {name}" if row["target"] else name,
         f"{row['size_bytes'] / 1000:,.1f}",

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdpipe.foundation.errors import BudgetError, ConfigError, VerificationError
+from kdpipe.foundation.errors import BudgetError, ConfigError
+from kdpipe.pipeline.foreign_files import of_the_user
 from kdpipe.pipeline.manifest import MANIFEST_FILE
 from kdpipe.targets.lint import LintFinding, lint
 from kdpipe.targets.lint.asking import Answer, ask, refusals
@@ -72,10 +73,8 @@ def check(subject: Path, profiles: Sequence[str], *, variant: str | None = None)
 
 
 def _checked(file: Path, profile: Profile) -> Checked:
-    try:
+    with of_the_user():
         findings = lint(file, profile)
-    except VerificationError as error:
-        raise ConfigError.gather(error.problems) from error  # a file from elsewhere is the user's input
     answers = () if any(finding.rule == "format" for finding in findings) else ask(file, profile)
     return Checked(file, profile, (*findings, *refusals(answers)), answers)
 

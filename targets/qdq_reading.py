@@ -5,7 +5,7 @@ DequantizeLinear, its result goes into a QuantizeLinear only (through a ReLU tha
 each activation has one scale. What breaks this at one place keeps the neighbours in float as well: they get the reason of that place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +80,7 @@ def reasons(read: Reading) -> dict[str, Reason]:
 def _reason(read: Reading, node: Any, found: Mapping[str, Reason]) -> Reason | None:
     own = node.name or node.op_type
     activations = [value for value in node.input if value and not _is_constant(read, value)]
-    sources = [_source(read, value) for value in activations]
+    sources = [source_of(read, value) for value in activations]
     dequantized = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
     quantizers, others = _takers(read, node)
     if not read.quantized:
@@ -149,24 +149,25 @@ def _takers(read: Reading, node: Any) -> tuple[list[Any], list[Any]]:
     """Who takes a node's result, carriers looked through: quantizers, and others."""
     quantizers: list[Any] = []
     others: list[Any] = []
-    for taker in _through(read, node):
+    for taker in takers_of(read, node):
         (quantizers if taker.op_type == "QuantizeLinear" else others).append(taker)
     return quantizers, others
 
 
-def _through(read: Reading, node: Any) -> Iterator[Any]:
+def takers_of(read: Reading, node: Any, passed: Collection[str] = CARRIERS) -> Iterator[Any]:
+    """Who takes a node's results, operators of the types `passed` looked through."""
     for value in node.output:
         for taker in read.users.get(value, []):
-            if taker.op_type in CARRIERS:
-                yield from _through(read, taker)
+            if taker.op_type in passed:
+                yield from takers_of(read, taker, passed)
             else:
                 yield taker
 
 
-def _source(read: Reading, value: str) -> Any:
-    """Who made a value, carriers looked through; None: the file's input."""
+def source_of(read: Reading, value: str, passed: Collection[str] = CARRIERS) -> Any:
+    """Who made a value, operators of the types `passed` looked through; None: the file's input."""
     node = read.producer.get(value)
-    while node is not None and node.op_type in CARRIERS:
+    while node is not None and node.op_type in passed:
         node = read.producer.get(node.input[0])
     return node
 
@@ -174,13 +175,13 @@ def _source(read: Reading, value: str) -> Any:
 def _neighbours(read: Reading, node: Any) -> list[str]:
     """The operators that a Q or DQ stands beside: what its input came from and what takes its output, the pair's other half looked through."""
     names = []
-    source = _source(read, node.input[0])
+    source = source_of(read, node.input[0])
     if source is not None and source.op_type == "QuantizeLinear":
         source = None  # a DQ stands for its users
     names += [source.name] if source is not None else []
-    for taker in _through(read, node):
+    for taker in takers_of(read, node):
         pair = node.op_type == "QuantizeLinear" and taker.op_type == "DequantizeLinear"
-        names += [user.name for user in (_through(read, taker) if pair else [taker])]
+        names += [user.name for user in (takers_of(read, taker) if pair else [taker])]
     return names
 
 

@@ -8,6 +8,7 @@ from kdpipe.pipeline.results import TargetResults
 from kdpipe.pipeline.steps import BuildResult
 from kdpipe.targets.expectation import Expectation, outlook_of
 from kdpipe.targets.measurements import Latency
+from kdpipe.targets.runtimes.runtime import runtime_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def foreseen(build: BuildResult, tail: TargetResults) -> Foreseen | None:
     expectation = _expectation(told)
     found = [it for it in tail.bench.latencies if it.model == "int8" and it.batch == 1] if tail.bench is not None else []
     alone = [it for it in found if it.threads == min(each.threads for each in found)]
-    ratios = {it.runtime.split()[0]: it for it in alone if it.ratio_to_float is not None and it.ratio_to_float.value_ms is not None}
+    ratios = {runtime_of(it.runtime): it for it in alone if it.ratio_to_float is not None and it.ratio_to_float.value_ms is not None}
     if not ratios:
         reason = (tail.bench.not_measured if tail.bench is not None else None) or "not measured"
         return Foreseen(expectation.told, reason, None)

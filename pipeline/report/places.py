@@ -10,6 +10,7 @@ from kdpipe.pipeline.report.numbers import decimal
 from kdpipe.pipeline.report.svg import WIDTH, Scale, chart, label, line, marker
 from kdpipe.pipeline.results import JudgedThere, TargetResults
 from kdpipe.robustness.scorecard import Figure
+from kdpipe.targets.runtimes.runtime import runtime_of
 
 ROW = 26.0
 TOP = 6.0
@@ -73,7 +74,7 @@ def _picture(rows: Sequence[Place]) -> Markup:
     parts.append(label(WIDTH - RIGHT, bottom + 31, "% of the test samples right", class_="axis", anchor="end"))
     for k, it in enumerate(rows):
         y = TOP + ROW * (k + 0.5)
-        name = f"{it.where}, {it.runtime.split()[0]}"
+        name = f"{it.where}, {runtime_of(it.runtime)}"
         shown = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
         parts.append(label(LEFT - 10, y + 4, shown, class_="name", anchor="end"))
         if it.clean.low is not None and it.clean.high is not None:

@@ -14,7 +14,7 @@ from kdpipe.foundation.predictor import Float32Array
 from kdpipe.targets.devices.agent import NEEDED, profiled_onnxruntime
 from kdpipe.targets.measurements import NodePrecision
 from kdpipe.targets.observed import NOT_TOLD, Observed, shares
-from kdpipe.targets.qdq_reading import CARRIERS, LAYERS, Reading, Reason, reading, reasons
+from kdpipe.targets.qdq_reading import CARRIERS, LAYERS, Reading, Reason, reading, reasons, source_of, takers_of
 from kdpipe.targets.runtimes.runtime import Hint
 
 _INT8_OPERATORS = {"QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
@@ -161,8 +161,8 @@ def _signed(made: Reading, node: Any, architecture: str) -> Reason | None:
     """
     if architecture.lower() not in _X86 or node.op_type not in _FUSABLE:
         return None
-    sources = [_before_layout(made, value) for value in node.input if value and value not in made.constants]
-    takers = [taker for value in node.output for taker in _behind_layout(made, value)]
+    sources = [source_of(made, value, _LAYOUT) for value in node.input if value and value not in made.constants]
+    takers = list(takers_of(made, node, _LAYOUT))
     if not all(it is not None and it.op_type == "DequantizeLinear" for it in sources) or not takers or not all(it.op_type == "QuantizeLinear" for it in takers):
         return None
     activations = [it for it in sources if it is not None and it.input[0] not in made.constants]
@@ -174,21 +174,6 @@ def _signed(made: Reading, node: Any, architecture: str) -> Reason | None:
 def _zero_type(made: Reading, quantizer: Any) -> int | None:
     zero = made.constants.get(quantizer.input[2]) if len(quantizer.input) > 2 else None
     return None if zero is None else int(zero.data_type)
-
-
-def _before_layout(made: Reading, value: str) -> Any:
-    node = made.producer.get(value)
-    while node is not None and node.op_type in _LAYOUT:
-        node = made.producer.get(node.input[0])
-    return node
-
-
-def _behind_layout(made: Reading, value: str) -> Iterator[Any]:
-    for taker in made.users.get(value, []):
-        if taker.op_type in _LAYOUT:
-            yield from _behind_layout(made, taker.output[0])
-        else:
-            yield taker
 
 
 def _layers_of(read: Reading, name: str) -> tuple[str, ...]:
@@ -208,7 +193,7 @@ def _runs_int8(node: Any) -> bool:
 
 
 def _fed_by_quantized(made: Reading, node: Any) -> bool:
-    sources = [_before_layout(made, value) for value in node.input]
+    sources = [source_of(made, value, _LAYOUT) for value in node.input]
     return any(it is not None and it.op_type == "DequantizeLinear" for it in sources)
 
 

@@ -13,6 +13,7 @@ from kdpipe.targets.devices.agent import INTERRUPTED, Loaded, Paced
 from kdpipe.targets.measurements import NodePrecision
 from kdpipe.targets.observed import STEADY_PROFILE, Observed, shares
 from kdpipe.targets.qdq_reading import Reason, reading, reasons
+from kdpipe.targets.timing import WHILE_SECONDS, batch_of
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _BYTES = {"u8": 1, "i8": 1, "boolean": 1, "f16": 2, "bf16": 2, "f32": 4, "i32": 4, "u32": 4, "i64": 8, "f64": 8}
@@ -22,7 +23,6 @@ _LAYOUT = {"Reorder", "Transpose"}
 _SHAPES = {"ShapeOf", "Broadcast", "Range", "NonZero"}
 _QUANTIZERS = {"FakeQuantize", "Quantize"}
 SECONDS = 0.1
-_WHILE_SECONDS = 0.003  # then a rest, where another program had the core
 _WARM_RUNS = 10
 
 
@@ -84,7 +84,7 @@ def _counted(loaded: Loaded, example: Float32Array) -> tuple[Mapping[str, float]
     The counters hold means since loading: the first runs, which compile, are taken off again.
     """
     request = loaded.handle.create_infer_request()
-    sample = np.ascontiguousarray(example[np.arange(loaded.batch or 1) % len(example)])
+    sample = batch_of(example, loaded.batch or 1)
 
     def means() -> dict[str, float]:
         return {it.node_name: it.real_time.total_seconds() * 1e6 for it in request.profiling_info}
@@ -98,7 +98,7 @@ def _counted(loaded: Loaded, example: Float32Array) -> tuple[Mapping[str, float]
     warm, paced = means(), Paced(run, sample)
     end = time.perf_counter() + SECONDS
     while len(taken) < _WARM_RUNS or time.perf_counter() < end:
-        taken += paced.runs(_WHILE_SECONDS)
+        taken += paced.runs(WHILE_SECONDS)
     runs = len(taken)
     return {name: max(0.0, (mean * (_WARM_RUNS + runs) - warm.get(name, 0.0) * _WARM_RUNS) / runs) for name, mean in means().items()}, _lost(taken)
 

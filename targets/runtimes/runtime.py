@@ -89,6 +89,11 @@ def session_name(runtime: str, version: str) -> str:
     return f"{name} {version} {_TITLES.get(beside, beside.upper() or 'CPU')}"
 
 
+def runtime_of(session: str) -> str:
+    """The runtime in what figures are filed under: `onnxruntime` of `onnxruntime 1.32.0 XNNPACK`."""
+    return session.split(maxsplit=1)[0]
+
+
 def require_runtime(runtime: str, versions: str = "", *, at: str = "runtime") -> str:
     """The installed version, when it is in the range `versions`; UnavailableError when it is missing or another."""
     installed, distribution = runtime_version(runtime), found_runtime(runtime, at=at).distribution

@@ -9,6 +9,7 @@ import torch
 from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import load_network, save_network
 from kdpipe.foundation.plugins import names
+from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.intervals import wilson
 from kdpipe.stages.distill import DistillConfig, check, run
@@ -221,15 +222,7 @@ class Lesson:
     def _context(self, name):
         torch.set_num_threads(1)
         (self.folder / name).mkdir()
-        return Context(folder=self.folder / name, project=self.folder, seed=0, threads=1, progress=Silent())
-
-
-class Silent:
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        return items
-
-    def say(self, message):
-        pass
+        return Context(folder=self.folder / name, project=self.folder, seed=0, threads=1, progress=SilentProgress())
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from kdpipe.foundation.networks import build_network
 from kdpipe.foundation.randomness import numpy_stream, stream
+from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.robustness.attacks.attack import Attack
 from kdpipe.robustness.attacks.pgd import maximise
 from kdpipe.robustness.attacks.quiet import quiet
@@ -47,14 +48,6 @@ def first(split, count, wrong):
     return Labelled(split, labels)
 
 
-class Silent:
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        return items
-
-    def say(self, message):
-        pass
-
-
 class Lesson:
     """A teacher of the whole training split, and students of 200 samples of it that all begin alike."""
 
@@ -87,7 +80,7 @@ class Lesson:
     def _train(self, network, name, keys, split, epochs):
         torch.set_num_threads(1)
         number = len(list(self.folder.iterdir()))
-        context = Context(self.folder / f"training-{number}", self.folder, 0, 1, Silent())
+        context = Context(self.folder / f"training-{number}", self.folder, 0, 1, SilentProgress())
         config = TrainingConfig(epochs=epochs, batch_size=32, learning_rate=0.1)
         inputs = Inputs({}, replace(self.data, train=split), self.task)
         objective = parse_objective(name, keys, at="test")

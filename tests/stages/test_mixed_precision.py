@@ -8,6 +8,7 @@ from kdpipe.foundation.errors import ConfigError
 from kdpipe.foundation.networks import build_network, load_network, save_network
 from kdpipe.foundation.quantization.layers import FrozenFloatLayer, FrozenLayer
 from kdpipe.foundation.randomness import stream
+from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.robustness.scorecard import Figure
 from kdpipe.stages import export, qat
 from kdpipe.stages.distill import DistillConfig
@@ -27,14 +28,6 @@ PLAIN = parse_objective("plain", {}, at="test")
 HURT = "body.layer2.0.conv2"
 
 
-class Silent:
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        return items
-
-    def say(self, message):
-        pass
-
-
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """A small residual network that reads the digits."""
@@ -43,7 +36,7 @@ def trained(digits, tmp_path_factory):
     task = ImageClassification(data="digits", augment=())
     network = build_network(task.network_spec("resnet-8", {"width": 0.25}, digits, at="test"), stream(0, "mixed"))
     folder = tmp_path_factory.mktemp("trained")
-    context = Context(folder=folder / "work", project=folder, seed=0, threads=1, progress=Silent())
+    context = Context(folder=folder / "work", project=folder, seed=0, threads=1, progress=SilentProgress())
     train(network, PLAIN, None, Inputs({}, digits, task), TrainingConfig(epochs=12, batch_size=32), context, label="trained")
     torch.set_num_threads(threads)
     return save_network(network, folder / "network")
@@ -240,7 +233,7 @@ def _robust(digits, folder):
     """A small residual network, trained adversarially."""
     task = ImageClassification(data="digits", augment=())
     network = build_network(task.network_spec("resnet-8", {"width": 0.25}, digits, at="test"), stream(0, "mixed"))
-    context = Context(folder=folder / "robust", project=folder, seed=0, threads=1, progress=Silent())
+    context = Context(folder=folder / "robust", project=folder, seed=0, threads=1, progress=SilentProgress())
     objective = parse_objective("at", {"attack": {"epsilon": 0.1, "steps": 5}}, at="test")
     train(network, objective, None, Inputs({}, digits, task), TrainingConfig(epochs=12, batch_size=32), context, label="robust")
     return network

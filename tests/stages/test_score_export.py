@@ -12,6 +12,7 @@ from kdpipe.foundation.onnx_file import to_bytes, to_onnx
 from kdpipe.foundation.quantization.engine import calibrate_, freeze, plan_of, prepare
 from kdpipe.foundation.quantization.qdq import exportable
 from kdpipe.foundation.quantization.scheme import Scheme
+from kdpipe.pipeline.progress import SilentProgress
 from kdpipe.robustness.scorecard import Scorecard
 from kdpipe.stages import score, score_export
 from kdpipe.stages.export import CONTRACT_FILE, contract_of
@@ -32,14 +33,6 @@ CONFIG = EvaluateConfig(
     corruption_samples=60,
 )
 TWIN = "the file answers as its twin under attack"
-
-
-class Silent:
-    def __call__(self, items, label, *, total=None, unit="batch"):
-        return items
-
-    def say(self, message):
-        pass
 
 
 def arrays_of(path):
@@ -69,7 +62,8 @@ def artifacts(tmp_path_factory, data, reader_of_four):
     write_json(root / "export" / CONTRACT_FILE, contract_of(spec.contract, load_profile("cpu", at="here")))
     for step, folder, subject in (("score-distill", "student", "student"), ("score-qat", "qat", "twin")):
         (root / step).mkdir()
-        score.run(Inputs({"subject": root / folder}, data, None), CONFIG.model_copy(update={"subject": subject}), Context(root / step, root, 0, 1, Silent()))
+        context = Context(root / step, root, 0, 1, SilentProgress())
+        score.run(Inputs({"subject": root / folder}, data, None), CONFIG.model_copy(update={"subject": subject}), context)
     return {name: root / name for name in ("export", "qat", "score-distill", "score-qat")}
 
 
@@ -78,7 +72,7 @@ def judged(folder, data, artifacts, *, runtimes=None, config=CONFIG):
     profile = load_profile("cpu", at="here")
     if runtimes is not None:
         profile = profile.model_copy(update={"runtimes": runtimes})
-    score_export.run(Inputs(artifacts, data, None, profile), config, Context(folder, folder, 0, 1, Silent()))
+    score_export.run(Inputs(artifacts, data, None, profile), config, Context(folder, folder, 0, 1, SilentProgress()))
     cards = [Scorecard.model_validate(card) for card in json.loads((folder / "scorecards.json").read_text())]
     return cards, arrays_of(folder / "correct.npz")
 
@@ -202,7 +196,7 @@ def test_every_attack_of_many_steps_is_crafted_by_name_and_replayed_on_the_file(
     score.run(
         Inputs({"subject": artifacts["qat"]}, data, None),
         config.model_copy(update={"subject": "twin"}),
-        Context(tmp_path / "score-qat", tmp_path, 0, 1, Silent()),
+        Context(tmp_path / "score-qat", tmp_path, 0, 1, SilentProgress()),
     )
     own = {name: artifacts[name] for name in ("export", "qat")} | {"score-qat": tmp_path / "score-qat"}
     cards, correct = judged(tmp_path / "judged", data, own, runtimes=(RuntimeNeed(name="onnxruntime"),), config=config)
